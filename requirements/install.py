@@ -113,7 +113,7 @@ def build(python: Path, lock: Path) -> None:
     """What is only there as source, from a lock that the last one is part of; without it everything works, slower."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     headers = Path(sysconfig.get_path("include")) / "Python.h"
-    command = [python, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--require-hashes", "-r", lock]
+    command: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--require-hashes", "-r", lock]
     if not compiler or not headers.exists():
         print(f"install.py: no C compiler or no {headers}: going without what {lock} adds (a faster HTTP parser)")
     elif subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode:
