@@ -1,0 +1,92 @@
+"""The house's order: imports inside container/ point down, and one module reads the environment."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = {path.stem: path for path in sorted((ROOT / "container").glob("*.py")) if path.stem != "__init__"}
+
+UPWARDS = [
+    *("settings", "message", "logs", "events", "errors"),
+    *("resources", "codecs", "artifact", "metrics", "user_code", "versions", "predictor", "batching"),
+    *("preload", "worker", "app", "gunicorn_conf", "supervisor", "serving"),
+    *("training_job", "training_script", "training"),
+    "__main__",
+]
+"""Every module of container/; each may import those before it."""
+
+PUBLIC = {"serve": {"serving"}, "train": {"training"}, "wsgi.py": {"app"}}
+"""What the top of the repository imports: one module each, which decides all the rest."""
+
+
+def imported(source: str) -> set[str]:
+    """Names of the modules of container/ that a source imports, wherever in it; relative imports count as an unknown one."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("container.")}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            found.add("(relative)")
+        elif isinstance(node, ast.ImportFrom) and node.module == "container":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("container."):
+            found.add(str(node.module).split(".")[1])
+    return found
+
+
+def environment_uses(source: str) -> list[str]:
+    """Every way to the process's environment in a source."""
+    ways = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr in ways and isinstance(node.value, ast.Name) and node.value.id == "os":
+            found.append(f"line {node.lineno}: os.{node.attr}")
+        elif isinstance(node, ast.ImportFrom) and node.module == "os":
+            found += [f"line {node.lineno}: from os import {alias.name}" for alias in node.names if alias.name in ways]
+    return found
+
+
+def test_every_module_has_a_place():
+    missing = [name for name in MODULES if name not in UPWARDS]
+    assert not missing, "give it a place in UPWARDS, as low as its imports allow"
+    assert [name for name in UPWARDS if name not in MODULES] == [], "in UPWARDS, but not in container/"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name):
+    allowed = set(UPWARDS[: UPWARDS.index(name)])
+    assert imported(MODULES[name].read_text()) <= allowed
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_top_imports_one_module(name):
+    assert imported((ROOT / name).read_text()) == PUBLIC[name]
+
+
+@pytest.mark.parametrize("path", [*MODULES.values(), ROOT / "wsgi.py", ROOT / "serve", ROOT / "train"], ids=lambda path: path.name)
+def test_only_settings_reads_the_environment(path):
+    assert bool(environment_uses(path.read_text())) == (path.stem == "settings")
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("import container.app", {"app"}),
+        ("from container import logs, errors", {"logs", "errors"}),
+        ("def f():\n    from container.app import App", {"app"}),
+        ("from .app import App", {"(relative)"}),
+        ("import containers.app\nfrom contain import er", set()),
+    ],
+)
+def test_imports_are_seen(source, names):
+    assert imported(source) == names
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import os\nos.environ['A']", "import os\ndef f(): return os.getenv('A')", "from os import environ", "import os\nos.environb"],
+)
+def test_uses_of_the_environment_are_seen(source):
+    assert len(environment_uses(source)) == 1
