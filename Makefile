@@ -1,0 +1,65 @@
+# `make` lists what there is. Needs Python 3.11 to 3.13 and nothing else; Docker only for what says so.
+EXAMPLE ?= iris
+PORT    ?= 8080
+IMAGE   ?= berth
+# Flags of `docker build`. The host's network, because a build needs the package index that this machine reaches.
+BUILD_FLAGS ?= --network=host
+PYTHON  ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,$(shell \
+	$(python) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(python))))
+
+# Passed on to the build where they are set, by the environment or on the command line.
+BUILD_ARGS = $(foreach name,BASE SPACY_MODEL PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST,$(if $($(name)),--build-arg $(name)))
+# SageMaker takes one plain manifest: no attestations (BuildKit adds them, the classic builder does not know the flag).
+PLAIN_MANIFEST = $(shell docker buildx version >/dev/null 2>&1 && echo --provenance=false)
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint image serve-docker bench lock clean .venv .venv-bench
+MAKEFLAGS += --no-print-directory
+
+help: ## this list
+	@sed -n 's/^\([a-z.][a-z.-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+serve: .venv ## train an example if it has no model, and serve it on this machine [EXAMPLE=iris] [PORT=8080]
+	@.venv/bin/python -m local_test.example $(EXAMPLE) $(PORT)
+
+test: lint ## everything: lint, types, tests on this machine and, if an engine answers, in Docker [TESTS=tests/test_x.py]
+	@.venv/bin/python -m pytest -ra $(TESTS)
+
+lint: .venv ## style and types
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy container local_test requirements tests benchmarks
+
+image: ## build the image (Docker) [IMAGE=berth] [SPACY_MODEL=en_core_web_sm] [BUILD_FLAGS=...]
+	docker build $(BUILD_FLAGS) $(PLAIN_MANIFEST) $(BUILD_ARGS) -t $(IMAGE) .
+
+serve-docker: image ## the same as `serve`, in the image (Docker): trains in it, then serves [PORT=8080]
+	@local_test/train_local.sh $(IMAGE)
+	@PORT=$(PORT) local_test/serve_local.sh $(IMAGE)
+
+bench: .venv .venv-bench ## our figures beside the peers', in one run
+	@.venv-bench/bin/python -m benchmarks.one_model
+	@.venv-bench/bin/python -m benchmarks.memory
+
+lock: .venv ## write the lock files anew from pyproject.toml [LOCK_FLAGS=--upgrade]
+	@requirements/lock.sh $(LOCK_FLAGS)
+
+clean: ## remove what the above has made here, images excepted
+	rm -rf .venv .venv-bench build .pytest_cache .mypy_cache .ruff_cache .hypothesis local_test/test_dir/model local_test/test_dir/output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv: .venv/installed ## only the set-up
+.venv-bench: .venv-bench/installed
+
+.venv/installed: requirements/dev.txt requirements/image.txt requirements/bootstrap.txt requirements/install.py
+	@$(need-python)
+	@$(PYTHON) requirements/install.py .venv requirements/dev.txt requirements/image.txt
+	@touch $@
+
+.venv-bench/installed: requirements/bench.txt requirements/bootstrap.txt requirements/install.py
+	@$(need-python)
+	@$(PYTHON) requirements/install.py .venv-bench requirements/bench.txt
+	@touch $@
+
+need-python = test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 on PATH (looked for python3, python3.13, python3.12, \
+	python3.11); name one with make PYTHON=..." >&2; exit 1; }
