@@ -7,8 +7,17 @@
      |    +-- UnsupportedMediaType  415
      +-- Unavailable            503   come back later (Retry-After)
      +-- DeadlineExceeded       504
+     +-- ClientGone             499   nobody waits for the answer any more (nginx's number for it)
     StartupError                      ends the process, with one line that names the cause
 """
+
+import json
+import logging
+import traceback
+
+from container.message import Response
+
+log = logging.getLogger(__name__)
 
 
 class ServingError(Exception):
@@ -49,5 +58,46 @@ class DeadlineExceeded(ServingError):
     status = 504
 
 
+class ClientGone(ServingError):
+    status = 499
+
+    def __init__(self) -> None:
+        super().__init__("the client closed the connection before its request was begun")
+
+
 class StartupError(Exception):
     """The model, its script or the machine cannot be served as they are: the message says which, and what was expected."""
+
+
+def to_response(error: BaseException, request_id: str) -> Response:
+    """The answer to a request that failed, for every front.
+
+    A ServingError says its own status and message. So does any exception of the user's code with a `status_code` from
+    400 to 599 (the sagemaker-inference toolkit's errors have one). All else is a 500 that names the exception's type and the
+    request id, under which the log has the traceback: a message or a trace may hold what a client must not read.
+    """
+    status = getattr(error, "status_code", None)
+    if isinstance(error, ServingError):
+        status, message = error.status, error.message
+    elif isinstance(status, int) and 400 <= status <= 599:
+        message = str(getattr(error, "message", None) or error)
+    else:
+        status, message = 500, f"the model failed with {type(error).__name__}; its log has the details under this request id"
+    _log(error, status, request_id)
+    return error_response(status, message, request_id, getattr(error, "retry_after", None))
+
+
+def error_response(status: int, message: str, request_id: str, retry_after: int | None = None) -> Response:
+    """The one form of every error: JSON {code, message, request_id}. nginx.conf writes its own errors the same way."""
+    body = json.dumps({"code": status, "message": message, "request_id": request_id}).encode()
+    return Response(body, "application/json", status, {"Retry-After": str(retry_after)} if retry_after else {})
+
+
+def _log(error: BaseException, status: int, request_id: str) -> None:
+    if isinstance(error, ServingError) and error.__cause__ is None:
+        log.info("request %s: %d %s", request_id, status, error)
+    elif status < 500:
+        log.info("request %s: %d %s: %s", request_id, status, type(error).__name__, error)
+    else:
+        trace = "".join(traceback.format_exception(error)).rstrip()
+        log.error("request %s: %d %s: %s\n%s", request_id, status, type(error).__name__, error, trace)

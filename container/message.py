@@ -47,7 +47,7 @@ class Context:
     response_headers: filled by the user's code; sent with the answer.
     """
 
-    headers: Mapping[str, str] = NO_HEADERS
+    headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
     request_id: str = ""
     deadline: float = float("inf")
     model_name: str = ""

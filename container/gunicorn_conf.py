@@ -1,0 +1,93 @@
+"""gunicorn's settings and hooks. gunicorn reads this file by itself: `gunicorn -c container/gunicorn_conf.py wsgi:app`."""
+
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from container import events, logs, resources
+from container.metrics import Counters
+from container.settings import Settings
+
+_settings = Settings.read()
+_run_dir = _settings.run_dir or Path("/tmp")
+logs.setup(_settings.log_level)
+log = logging.getLogger("container.gunicorn")
+
+KILL_AFTER = 5.0
+"""Seconds. nginx says 504 at the deadline; a worker that still computes after this much more is of no use to anyone and is replaced."""
+
+bind = f"unix:{_run_dir}/gunicorn.sock"
+umask = 0  # nginx may run as another user: it must be able to connect
+workers = _settings.workers or 1
+worker_class = "container.worker.Worker"
+worker_connections = 4096
+preload_app = _settings.preload != "never"
+timeout = int(_settings.timeout + KILL_AFTER)
+graceful_timeout = 25
+keepalive = 75  # longer than nginx keeps a connection: nginx closes it, so no request meets a closing socket
+backlog = 2048
+limit_request_line = 0  # nginx has its own limits, and says them in JSON
+limit_request_fields = 1000
+limit_request_field_size = 0
+forwarded_allow_ips = "*"
+proc_name = "berth"
+logger_class = "container.logs.GunicornLogger"
+control_socket_disable = True  # it wants a writable $HOME
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(_run_dir)  # the heartbeat file: never on a slow disk
+
+_oom_kills = resources.oom_kills()
+
+
+def on_starting(server: Any) -> None:
+    """Lets the parent see how a worker ended before gunicorn reaps it: gunicorn keeps that to itself."""
+    reap = server.reap_workers
+
+    def look_then_reap() -> None:
+        for pid in list(server.WORKERS):
+            try:
+                status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                continue
+            if status is not None:
+                _tell_death(server.WORKERS[pid], status)
+        reap()
+
+    server.reap_workers = look_then_reap
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    """Gives a new worker the lowest slot that no living worker has."""
+    taken = {other.slot for other in server.WORKERS.values()}
+    worker.slot = min(set(range(len(taken) + 1)) - taken)
+    worker.run_dir = _settings.run_dir
+
+
+def post_worker_init(worker: Any) -> None:
+    """The model is loaded: one prediction, then this worker counts as ready."""
+    from container.errors import StartupError
+
+    app = worker.wsgi
+    app.counters = Counters.of_worker(_run_dir / "metrics", worker.slot, os.getpid()) if _settings.run_dir else Counters()
+    app.counters.loaded(app.predictor.load_seconds)
+    try:
+        warm = app.predictor.warm_up()
+    except StartupError as error:
+        log.error("why:", exc_info=error.__cause__)
+        events.tell(_settings.run_dir, events.FAILED, cause=str(error))
+        raise SystemExit(1) from error
+    events.tell(_settings.run_dir, events.READY, slot=worker.slot, pid=os.getpid(), warm=warm)
+
+
+def _tell_death(worker: Any, status: Any) -> None:
+    global _oom_kills
+    killed = resources.oom_kills()
+    if status.si_code == os.CLD_EXITED:
+        cause = f"it ended with code {status.si_status}"
+    elif killed > _oom_kills and status.si_status == signal.SIGKILL:
+        cause = "the kernel killed it for want of memory (the cgroup's oom_kill counter says so)"
+    else:
+        cause = f"it was killed by {signal.Signals(status.si_status).name} (not for want of memory)"
+    _oom_kills = killed
+    events.tell(_settings.run_dir, events.DIED, slot=worker.slot, pid=worker.pid, cause=cause)

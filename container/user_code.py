@@ -1,0 +1,159 @@
+"""Finds and imports the user's script, and binds its functions. Says why not."""
+
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from container.errors import StartupError
+from container.settings import Settings
+
+ARGUMENTS = {
+    "model_fn": ("model_dir",),
+    "input_fn": ("body", "content_type"),
+    "predict_fn": ("data", "model"),
+    "output_fn": ("prediction", "accept"),
+    "transform_fn": ("model", "body", "content_type", "accept"),
+}
+"""Each hook's arguments; one more, last, is the request's context."""
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A function of the user's, and whether it asks for the context."""
+
+    name: str
+    function: Callable[..., Any]
+    wants_context: bool
+
+    def __call__(self, *arguments: Any, context: Any) -> Any:
+        return self.function(*arguments, context) if self.wants_context else self.function(*arguments)
+
+
+@dataclass(frozen=True)
+class Script:
+    """An imported script: its hooks by name, and its constants."""
+
+    path: Path
+    hooks: dict[str, Hook]
+    max_batch_size: int
+    warmup: tuple[str, bytes] | None
+
+    def hook(self, name: str) -> Hook | None:
+        return self.hooks.get(name)
+
+
+def find(settings: Settings, default: str = "inference.py") -> Path | None:
+    """The user's script, or None if there is none and none was asked for.
+
+    Looked for in SAGEMAKER_SUBMIT_DIRECTORY, else in code/ of the model directory, else in code/ of the base directory.
+    Raises StartupError if a variable names a script or a directory that is not there.
+    """
+    directories = [settings.model_dir / "code", settings.code_dir]
+    if settings.submit_directory:
+        if "://" in settings.submit_directory:
+            raise StartupError(
+                f"{settings.source('submit_directory')}={settings.submit_directory} is not on this machine: "
+                "pack the script into the model archive as code/inference.py, or bake it into the image"
+            )
+        directories = [Path(settings.submit_directory)]
+    candidates = [directory / (settings.program or default) for directory in directories]
+    for path in candidates:
+        if path.is_file():
+            return path
+    if settings.program or settings.submit_directory:
+        asked = " and ".join(f"{settings.source(name)}={getattr(settings, name)}" for name in ("program", "submit_directory") if name in settings.given)
+        raise StartupError(f"there is no {' and no '.join(map(str, candidates))}, but {asked or 'a script'} asks for one")
+    return None
+
+
+def load(path: Path) -> Script:
+    """Imports a script and binds its hooks. Raises StartupError that names the file, the function and what was expected."""
+    module = import_script(path)
+    hooks = {name: _bind(path, name, getattr(module, name)) for name in ARGUMENTS if hasattr(module, name)}
+    if "model_fn" not in hooks:
+        raise StartupError(f"{path} has no model_fn(model_dir): a script must have one; it returns the loaded model")
+    both = sorted(set(hooks) & {"input_fn", "predict_fn", "output_fn"})
+    if "transform_fn" in hooks and both:
+        raise StartupError(f"{path} has transform_fn and {', '.join(both)}: transform_fn takes the place of these; keep one or the other")
+    script = Script(path, hooks, _max_batch_size(path, module), _warmup(path, module))
+    if script.max_batch_size > 1:
+        for name in ("predict_fn", "transform_fn"):
+            if name in hooks and (name == "transform_fn" or hooks[name].wants_context):
+                raise StartupError(
+                    f"{path} has MAX_BATCH_SIZE = {script.max_batch_size}, so one call predicts for several requests: "
+                    f"{'transform_fn cannot do that; use input_fn, predict_fn and output_fn' if name == 'transform_fn' else 'predict_fn cannot take one request’s context'}"
+                )
+    return script
+
+
+def import_script(path: Path) -> ModuleType:
+    """Imports a file under its own name, its directory (and lib/ in it) first on sys.path. Raises StartupError with the line at fault."""
+    for directory in (path.parent / "lib", path.parent):
+        if directory.is_dir() and str(directory) not in sys.path:
+            sys.path.insert(0, str(directory))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise StartupError(f"{path} is not a Python file: its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise StartupError(f"{path} is not valid Python: {error.msg} ({error.filename}, line {error.lineno})") from error
+    except ModuleNotFoundError as error:
+        raise StartupError(
+            f"{where(error, path)} imports {error.name}, which is not installed in this image and not beside the script"
+        ) from error
+    except Exception as error:
+        raise StartupError(f"importing {where(error, path)} raised {describe(error)}") from error
+    return module
+
+
+def describe(error: BaseException) -> str:
+    """'ValueError: its message', on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def where(error: BaseException, path: Path) -> str:
+    """'file, line N' of the deepest frame of an error that is in the user's directory; else the script itself."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(path.parent)]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}," if frames else str(path)
+
+
+def _bind(path: Path, name: str, function: Any) -> Hook:
+    if not callable(function):
+        raise StartupError(f"{name} in {path} is {type(function).__name__}: a function was expected")
+    wanted = ARGUMENTS[name]
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = sum(p.default is p.empty for p in parameters)
+    extra = parameters[len(wanted) : len(wanted) + 1]
+    any_number = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(function).parameters.values())
+    if required > len(wanted) + 1 or (len(parameters) < len(wanted) and not any_number):
+        raise StartupError(
+            f"{name} in {path} takes {len(parameters)} argument{'s' * (len(parameters) != 1)}: "
+            f"expected is {name}({', '.join(wanted)}), and the request's context as one more if it wants it"
+        )
+    return Hook(name, function, any(p.default is p.empty or p.name == "context" for p in extra))
+
+
+def _max_batch_size(path: Path, module: ModuleType) -> int:
+    value = getattr(module, "MAX_BATCH_SIZE", 1)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise StartupError(f"MAX_BATCH_SIZE in {path} is {value!r}: a whole number of 1 or more was expected")
+    return value
+
+
+def _warmup(path: Path, module: ModuleType) -> tuple[str, bytes] | None:
+    value = getattr(module, "WARMUP", None)
+    if value is None:
+        return None
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], bytes | str):
+        return value[0], value[1].encode() if isinstance(value[1], str) else value[1]
+    raise StartupError(f'WARMUP in {path} is {value!r}: (content type, body) was expected, as ("text/csv", b"5.1,3.5,1.4,0.2")')
