@@ -48,6 +48,7 @@ def train(name: str, base_dir: Path) -> int:
 
 def serve(name: str, base_dir: Path, port: int) -> int:
     """Run `serve` in the foreground until it ends; once it answers, print the command that asks it. Returns its exit code."""
+    command = question(EXAMPLES / name, port)
     environ = {**os.environ, "SAGEMAKER_BASE_DIR": str(base_dir), "SAGEMAKER_BIND_TO_PORT": str(port)}
     with subprocess.Popen([sys.executable, ROOT / "serve"], env=environ) as server:
         # Ctrl-C reaches the server too, as it is in the same process group: it stops, and this program ends with it.
@@ -55,7 +56,7 @@ def serve(name: str, base_dir: Path, port: int) -> int:
         signal.signal(signal.SIGTERM, lambda *_: server.terminate())
         while server.poll() is None:
             if answers(f"http://127.0.0.1:{port}/ping"):
-                print(f"\nAsk it, from {ROOT}:\n\n    {question(EXAMPLES / name, port)}\n", flush=True)
+                print(f"\nAsk it, from {ROOT}:\n\n    {command}\n", flush=True)
                 break
             time.sleep(POLL_SECONDS)
         return server.wait()
@@ -63,9 +64,11 @@ def serve(name: str, base_dir: Path, port: int) -> int:
 
 def question(folder: Path, port: int) -> str:
     """The curl command that sends an example's payload."""
-    payload = next(path for path in sorted(folder.glob("payload.*")) if path.suffix in CONTENT_TYPES)
-    content_type = CONTENT_TYPES[payload.suffix]
-    return f"curl --data-binary @{payload.relative_to(ROOT)} -H 'Content-Type: {content_type}' http://127.0.0.1:{port}/invocations"
+    payloads = [path for path in sorted(folder.glob("payload.*")) if path.suffix in CONTENT_TYPES]
+    if not payloads:
+        raise SystemExit(f"{folder} has no payload: accepted are {' and '.join(f'payload{suffix}' for suffix in CONTENT_TYPES)}")
+    file, content_type = payloads[0].relative_to(ROOT), CONTENT_TYPES[payloads[0].suffix]
+    return f"curl --data-binary @{file} -H 'Content-Type: {content_type}' http://127.0.0.1:{port}/invocations"
 
 
 def answers(url: str) -> bool:
