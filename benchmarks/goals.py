@@ -1,0 +1,54 @@
+"""What was promised (issue 2, section 6): floors that must be met, and aims. Knows figures only."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Berth's requests a second over a peer's, on one model with so many clients: at least `floor`, at best `aim`."""
+
+    model: str
+    peer: str
+    clients: int
+    floor: float | None = None
+    aim: float | None = None
+
+    def verdict(self, ratio: float) -> str:
+        """'floor 4.2 met, aim 5 missed'."""
+        marks = (("floor", self.floor), ("aim", self.aim))
+        return ", ".join(f"{word} {value:g} {'met' if ratio >= value else 'missed'}" for word, value in marks if value is not None)
+
+
+SPEED = (
+    Goal("regression", "classic", 1, floor=2.8),
+    Goal("regression", "classic", 8, floor=4.2),
+    Goal("regression", "classic", 32, floor=6.0),
+    Goal("regression", "fastapi", 1, aim=1.0),
+    Goal("regression", "fastapi", 8, floor=1.25, aim=1.6),
+    Goal("regression", "fastapi", 32, floor=1.4, aim=1.6),
+    Goal("forest", "classic", 8, floor=4.0),
+    Goal("forest", "classic", 32, floor=9.0),
+    Goal("forest", "fastapi", 1, aim=1.0),
+    Goal("forest", "fastapi", 8, aim=3.0),
+    Goal("forest", "fastapi", 32, aim=7.0),
+    Goal("entities", "classic", 8, floor=1.2),
+    Goal("entities", "classic", 32, floor=1.2),
+)
+
+TAIL_CLIENTS = 8
+TAIL = 2.5
+"""With TAIL_CLIENTS clients, Berth's p99 is at most this many times its p50."""
+
+TREE = 0.6
+"""The memory of Berth's processes is at most this share of the classic stack's."""
+
+GROWTH = 0.10
+"""From 1 worker to 4, with a model of 300 MB, Berth's memory grows by at most this share."""
+
+
+def speed_goal(model: str, peer: str, clients: int) -> Goal:
+    """The goal of one ratio; one without floor and aim where nothing was promised."""
+    for goal in SPEED:
+        if (goal.model, goal.peer, goal.clients) == (model, peer, clients):
+            return goal
+    return Goal(model, peer, clients)

@@ -1,0 +1,1 @@
+"""The stack of the classic bring-your-own-container samples: nginx, gunicorn, Flask, pandas."""
