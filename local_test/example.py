@@ -1,6 +1,6 @@
-"""`python -m local_test.example NAME PORT`: trains an example if it has no model yet, serves it, and says how to ask it.
+"""`python -m local_test.example NAME PORT [--build DIRECTORY]`: trains an example if it has no model yet, serves it, says how to ask it.
 
-Runs the same `train` and `serve` as the image, on this machine, with build/NAME in the place of /opt/ml.
+Runs the same `train` and `serve` as the image, on this machine, with DIRECTORY/NAME in the place of /opt/ml.
 """
 
 import argparse
@@ -25,8 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="local_test.example", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", choices=sorted(path.parent.name for path in EXAMPLES.glob("*/training.py")))
     parser.add_argument("port", type=int)
+    parser.add_argument("--build", type=Path, default=ROOT / "build")
     given = parser.parse_args(arguments)
-    base_dir = ROOT / "build" / given.name
+    base_dir = given.build.absolute() / given.name
     if not base_dir.is_dir():
         code = train(given.name, base_dir)
         if code:

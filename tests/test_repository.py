@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from container.serving import find_nginx
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -120,3 +123,12 @@ def test_the_build_context_is_there():
     names = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
     assert "container" in names
     assert [name for name in names if not list(ROOT.glob(name))] == []
+
+
+def test_nginx_takes_the_configuration_as_it_stands(tmp_path):
+    """Only where it writes is another place here, so that nothing is left behind."""
+    configuration = tmp_path / "nginx.conf"
+    configuration.write_text((ROOT / "nginx.conf").read_text().replace("/tmp/", f"{tmp_path}/"))
+    command = [find_nginx(os.environ["PATH"]), "-t", "-q", "-e", "stderr", "-p", str(tmp_path), "-c", str(configuration)]
+    tested = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (tested.returncode, tested.stderr) == (0, "")
