@@ -1,6 +1,7 @@
 """Front 1: Flask, one model. Turns HTTP into a Request, and a Response into HTTP."""
 
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -151,11 +152,9 @@ def _is_gone(environ: dict[str, Any]) -> Callable[[], bool]:
 
 
 def _closed(connection: Any) -> bool:
-    import socket
-
     try:
         # gevent's recv would wait; the plain socket below it tells at once
-        return connection._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        return not connection._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)  # noqa: SLF001
     except BlockingIOError:
         return False
     except OSError:

@@ -78,7 +78,7 @@ class Batcher:
             self.on_room()
         if self._queue:
             head = self._queue[0]
-            assert head.turn is not None
+            assert head.turn is not None  # only the first of all comes without one, and it is not in the queue any more
             head.turn.set()
         else:
             self._busy = False
@@ -99,7 +99,8 @@ class Batcher:
 
     def _take(self) -> list[Waiting]:
         """The next batch; those that must not be begun any more get their answer instead."""
-        now, batch = self.clock(), []
+        now = self.clock()
+        batch: list[Waiting] = []
         while self._queue and len(batch) < self.max_size:
             item = self._queue.popleft()
             refusal = self._refusal(item, now)

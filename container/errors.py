@@ -1,14 +1,14 @@
 """What can go wrong with a request, and the status it has; what can go wrong at start.
 
-    ServingError                500
-     +-- ClientError            400   the request is at fault; user code may raise it too
-     |    +-- NotAcceptable     406
-     |    +-- PayloadTooLarge   413
-     |    +-- UnsupportedMediaType  415
-     +-- Unavailable            503   come back later (Retry-After)
-     +-- DeadlineExceeded       504
-     +-- ClientGone             499   nobody waits for the answer any more (nginx's number for it)
-    StartupError                      ends the process, with one line that names the cause
+ServingError                500
+ +-- ClientError            400   the request is at fault; user code may raise it too
+ |    +-- NotAcceptable     406
+ |    +-- PayloadTooLarge   413
+ |    +-- UnsupportedMediaType  415
+ +-- Unavailable            503   come back later (Retry-After)
+ +-- DeadlineExceeded       504
+ +-- ClientGone             499   nobody waits for the answer any more (nginx's number for it)
+StartupError                      ends the process, with one line that names the cause
 """
 
 import json

@@ -37,7 +37,8 @@ logger_class = "container.logs.GunicornLogger"
 control_socket_disable = True  # it wants a writable $HOME
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(_run_dir)  # the heartbeat file: never on a slow disk
 
-_oom_kills = resources.oom_kills()
+_oom_kills = [resources.oom_kills()]
+"""The kernel's count when it was looked at last."""
 
 
 def on_starting(server: Any) -> None:
@@ -81,13 +82,11 @@ def post_worker_init(worker: Any) -> None:
 
 
 def _tell_death(worker: Any, status: Any) -> None:
-    global _oom_kills
-    killed = resources.oom_kills()
+    before, _oom_kills[0] = _oom_kills[0], resources.oom_kills()
     if status.si_code == os.CLD_EXITED:
         cause = f"it ended with code {status.si_status}"
-    elif killed > _oom_kills and status.si_status == signal.SIGKILL:
+    elif _oom_kills[0] > before and status.si_status == signal.SIGKILL:
         cause = "the kernel killed it for want of memory (the cgroup's oom_kill counter says so)"
     else:
         cause = f"it was killed by {signal.Signals(status.si_status).name} (not for want of memory)"
-    _oom_kills = killed
     events.tell(_settings.run_dir, events.DIED, slot=worker.slot, pid=worker.pid, cause=cause)

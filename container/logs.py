@@ -12,17 +12,12 @@ MISLEADING = ("Worker (pid:%s) was sent ", "Worker (pid:%s) exited with code ")
 """gunicorn guesses at memory here; gunicorn_conf says what the kernel counted."""
 
 
-class _Formatter(logging.Formatter):
-    converter = time.gmtime
-
-    def __init__(self) -> None:
-        super().__init__(FORMAT, "%Y-%m-%dT%H:%M:%S")
-
-
 def setup(level: int) -> None:
     """Sends all logging of this process to stdout, from `level` (10 to 50) up."""
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Formatter())
+    formatter = logging.Formatter(FORMAT, "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 

@@ -137,7 +137,7 @@ def serve(socket_path: Path, directory: Path) -> None:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: Any) -> None:
+        def log_message(self, *args: Any) -> None:
             """Nothing: a scrape every minute is not news."""
 
     server = socketserver.ThreadingUnixStreamServer(str(socket_path), Handler)

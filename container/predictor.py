@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from container import artifact, codecs, user_code, versions
+from container.artifact import Library
 from container.errors import ClientError, ServingError, StartupError
 from container.message import Context, Request, Response
 from container.settings import Settings
-from container.user_code import Script
+from container.user_code import Hook, Script
 
 log = logging.getLogger(__name__)
 
@@ -128,67 +129,98 @@ def _call_model_fn(script: Script, model_dir: Path) -> Any:
 
 def _from_artifact(model: Any, settings: Settings, started: float) -> Predictor:
     library = artifact.library(model)
-
-    def decode(request: Request) -> Any:
-        return library.to_input(codecs.decode(request.body, request.content_type))
-
-    def encode(prediction: Any, request: Request) -> Response:
-        content_type = codecs.negotiate(request.accept, settings.default_accept)
-        return Response(codecs.encode(library.to_output(prediction), content_type), content_type)
-
-    return Predictor(
-        decode,
-        lambda data, context: library.predict(data),
-        encode,
-        settings.max_batch_size or artifact.MAX_BATCH_SIZE,
-        library.warmup,
-        f"{library.name} artifact",
-        time.perf_counter() - started,
-    )
+    functions = _ArtifactFunctions(library, settings)
+    size = settings.max_batch_size or artifact.MAX_BATCH_SIZE
+    seconds = time.perf_counter() - started
+    return Predictor(functions.decode, functions.predict, functions.encode, size, library.warmup, f"{library.name} artifact", seconds)
 
 
 def _from_script(script: Script, model: Any, settings: Settings, started: float) -> Predictor:
-    hooks = script.hooks
-    library = None if "predict_fn" in hooks or "transform_fn" in hooks else artifact.library(model)
-    input_fn, predict_fn, output_fn, transform_fn = (script.hook(name) for name in ("input_fn", "predict_fn", "output_fn", "transform_fn"))
+    functions: _Transform | _Hooks
+    warmup: Any = Request(script.warmup[1], script.warmup[0]) if script.warmup else None
+    if "transform_fn" in script.hooks:
+        functions = _Transform(script.hooks["transform_fn"], model, settings)
+    else:
+        functions = _Hooks(script, model, settings)
+        if warmup is None and functions.library and not functions.input_fn:
+            warmup = functions.library.warmup
+    size = min(script.max_batch_size, settings.max_batch_size or script.max_batch_size)
+    return Predictor(functions.decode, functions.predict, functions.encode, size, warmup, str(script.path), time.perf_counter() - started)
 
-    def decode(request: Request) -> Any:
-        if transform_fn:
-            return request
-        if input_fn is None:
-            value = codecs.decode(request.body, request.content_type)
-            return library.to_input(value) if library else value
-        content_type = codecs.media_type(request.content_type)[0] if request.content_type else "application/json"
-        try:
-            return input_fn(codecs.text_body(request.body, request.content_type or content_type), content_type, context=request.context)
-        except READING_ERRORS as error:
-            if hasattr(error, "status_code"):
-                raise
-            raise ClientError(f"input_fn could not read the request: {user_code.describe(error)}") from error
 
-    def predict(data: Any, context: Context) -> Any:
-        if transform_fn:
-            body = codecs.text_body(data.body, data.content_type or "application/json")
-            content_type = codecs.media_type(data.content_type)[0] if data.content_type else "application/json"
-            return transform_fn(model, body, content_type, _accept(data, settings), context=context)
-        if predict_fn:
-            return predict_fn(data, model, context=context)
-        assert library is not None
-        return library.predict(data)
+class _ArtifactFunctions:
+    """The way of a request through a model without a script."""
 
-    def encode(prediction: Any, request: Request) -> Response:
-        if transform_fn:
-            return _own_response(prediction, _accept(request, settings), request)
-        if output_fn:
-            accept = _accept(request, settings)
-            return _own_response(output_fn(prediction, accept, context=request.context), accept, request)
-        content_type = codecs.negotiate(request.accept, settings.default_accept)
-        value = library.to_output(prediction) if library and not isinstance(prediction, Iterator) else prediction
-        return Response(_body(value, content_type), content_type, headers=request.context.response_headers)
+    def __init__(self, library: Library, settings: Settings) -> None:
+        self.library, self._default_accept = library, settings.default_accept
 
-    warmup = Request(script.warmup[1], script.warmup[0]) if script.warmup else library.warmup if library and not input_fn else None
-    size = settings.max_batch_size if settings.max_batch_size and script.max_batch_size > 1 else script.max_batch_size
-    return Predictor(decode, predict, encode, size, warmup, str(script.path), time.perf_counter() - started)
+    def decode(self, request: Request) -> Any:
+        return self.library.to_input(codecs.decode(request.body, request.content_type))
+
+    def predict(self, data: Any, context: Context) -> Any:
+        return self.library.predict(data)
+
+    def encode(self, prediction: Any, request: Request) -> Response:
+        content_type = codecs.negotiate(request.accept, self._default_accept)
+        return Response(codecs.encode(self.library.to_output(prediction), content_type), content_type)
+
+
+class _Hooks:
+    """The way of a request through input_fn, predict_fn and output_fn; what the script does not have is done as for an artifact."""
+
+    def __init__(self, script: Script, model: Any, settings: Settings) -> None:
+        self.model, self._settings = model, settings
+        self.input_fn, self.predict_fn, self.output_fn = (script.hook(name) for name in ("input_fn", "predict_fn", "output_fn"))
+        self.library = None if self.predict_fn else artifact.library(model)
+
+    def decode(self, request: Request) -> Any:
+        if self.input_fn:
+            body, content_type = _script_body(request)
+            try:
+                return self.input_fn(body, content_type, context=request.context)
+            except READING_ERRORS as error:
+                if hasattr(error, "status_code"):
+                    raise
+                raise ClientError(f"input_fn could not read the request: {user_code.describe(error)}") from error
+        value = codecs.decode(request.body, request.content_type)
+        return self.library.to_input(value) if self.library else value
+
+    def predict(self, data: Any, context: Context) -> Any:
+        if self.predict_fn:
+            return self.predict_fn(data, self.model, context=context)
+        assert self.library is not None
+        return self.library.predict(data)
+
+    def encode(self, prediction: Any, request: Request) -> Response:
+        if self.output_fn:
+            accept = _accept(request, self._settings)
+            return _own_response(self.output_fn(prediction, accept, context=request.context), accept, request)
+        content_type = codecs.negotiate(request.accept, self._settings.default_accept)
+        if self.library and not isinstance(prediction, Iterator):
+            prediction = self.library.to_output(prediction)
+        return Response(_body(prediction, content_type), content_type, headers=request.context.response_headers)
+
+
+class _Transform:
+    """The way of a request through transform_fn, which is given the request and makes the answer."""
+
+    def __init__(self, transform_fn: Hook, model: Any, settings: Settings) -> None:
+        self._transform_fn, self._model, self._settings = transform_fn, model, settings
+
+    def decode(self, request: Request) -> Any:
+        return *_script_body(request), _accept(request, self._settings)
+
+    def predict(self, data: Any, context: Context) -> Any:
+        return self._transform_fn(self._model, *data, context=context)
+
+    def encode(self, prediction: Any, request: Request) -> Response:
+        return _own_response(prediction, _accept(request, self._settings), request)
+
+
+def _script_body(request: Request) -> tuple[str | bytes, str]:
+    """Body and content type as the SageMaker toolkits give them to a script: text as str, the type without its parameters."""
+    content_type = codecs.media_type(request.content_type)[0]
+    return codecs.text_body(request.body, request.content_type), content_type
 
 
 def _accept(request: Request, settings: Settings) -> str:

@@ -51,7 +51,9 @@ def load(settings: Settings) -> Predictor:
 
 def _start_again() -> None:
     sys.stdout.flush()
-    os.execve(sys.executable, sys.orig_argv, environment(MODEL_SERVER_PRELOAD="never"))
+    os.execve(  # noqa: S606 - the very program that runs here
+        sys.executable, sys.orig_argv, environment(MODEL_SERVER_PRELOAD="never")
+    )
 
 
 def _refuse_too_many(settings: Settings, size: int) -> None:
@@ -105,4 +107,6 @@ def _trial(loaded: Predictor) -> str | None:
     status = os.waitpid(child, 0)[1]
     if not ended:
         return f"a trial prediction in a forked process did not end within {TRIAL_SECONDS:.0f} s"
-    return f"a trial prediction in a forked process ended with {signal.Signals(os.WTERMSIG(status)).name}" if os.WIFSIGNALED(status) else None
+    return (
+        f"a trial prediction in a forked process ended with {signal.Signals(os.WTERMSIG(status)).name}" if os.WIFSIGNALED(status) else None
+    )

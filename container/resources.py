@@ -66,7 +66,8 @@ def plan(settings: Settings, resources: Resources, program_dir: Path, shared_mem
         serverless,
         (
             f"resources  {resources.cpus:g} CPUs ({resources.cpus_from}), {resources.memory / 2**30:.1f} GiB ({resources.memory_from})",
-            f"workers    {workers} ({because}), {threads} BLAS thread{'s' * (threads > 1)} each" + (f", but {named} was given" if named else ""),
+            f"workers    {workers} ({because}), {threads} BLAS thread{'s' * (threads > 1)} each"
+            + (f", but {named} was given" if named else ""),
             f"profile    {'serverless' if serverless else 'realtime'} ({why})",
         ),
     )

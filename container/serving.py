@@ -51,7 +51,7 @@ def one_model(settings: Settings) -> Supervisor:
     configuration = nginx_configuration((PROGRAM_DIR / "nginx.conf").read_text(), _directives(settings, plan.workers, run_dir))
     (run_dir / "nginx.conf").write_text(configuration)
     metrics.serve(run_dir / "metrics.sock", run_dir / "metrics")
-    for line in (*plan.reasons, *_limits(settings, plan.serverless)):
+    for line in (*plan.reasons, *_limits(settings)):
         log.info("%s", line)
     environ = environment(
         **plan.thread_environment(settings),
@@ -108,7 +108,9 @@ def find_nginx(search_path: str) -> str:
 def _directives(settings: Settings, workers: int, run_dir: Path) -> dict[str, str]:
     """The lines of nginx.conf that follow the environment, by the name they are marked with."""
     wait = f"{settings.timeout + NGINX_MARGIN:g}s" if settings.timeout >= 1 else f"{int((settings.timeout + NGINX_MARGIN) * 1000)}ms"
-    temporary = {f"{kind}_temp_path": f"{kind}_temp_path {run_dir}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")}
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = {f"{kind}_temp_path": f"{kind}_temp_path {run_dir}/{kind};" for kind in kinds}
+    access_log = f"{run_dir}/access.log line buffer=8k flush=100ms" if settings.log_level <= logging.INFO else "off"
     parameters = {
         "MaxConcurrentTransforms": settings.max_concurrent_transforms or workers,
         "BatchStrategy": settings.batch_strategy,
@@ -117,7 +119,7 @@ def _directives(settings: Settings, workers: int, run_dir: Path) -> dict[str, st
     return temporary | {
         "pid": f"pid {run_dir}/nginx.pid;",
         "error_log": f"error_log stderr {'info' if settings.log_level <= logging.DEBUG else 'warn'};",
-        "access_log": f"access_log {run_dir}/access.log line buffer=8k flush=100ms;" if settings.log_level <= logging.INFO else "access_log off;",
+        "access_log": f"access_log {access_log};",
         "client_max_body_size": f"client_max_body_size {settings.payload_limit_mb}m;",
         "server": f"server unix:{run_dir}/gunicorn.sock;",
         "listen": f"listen {settings.port} backlog=2048;",
@@ -139,18 +141,19 @@ def _nginx_error(status: int, message: str) -> str:
     return f"return {status} '{json.dumps({'code': status, 'message': message, 'request_id': '$request_id'})}\\n';"
 
 
-def _limits(settings: Settings, serverless: bool) -> Iterator[str]:
+def _limits(settings: Settings) -> Iterator[str]:
     payload = f"{settings.payload_limit_mb} MB" if settings.payload_limit_mb else "any size"
+    given = settings.source
     yield (
-        f"limits     {payload} a request ({settings.source('max_payload_mb')}), {settings.timeout:g} s to answer ({settings.source('timeout')}), "
-        f"{settings.wait_limit:g} s of waiting ({settings.source('max_wait')})"
+        f"limits     {payload} a request ({given('max_payload_mb')}), {settings.timeout:g} s to answer ({given('timeout')}), "
+        f"{settings.wait_limit:g} s of it waiting ({given('max_wait')})"
     )
     yield f"model      {settings.model_dir}, port {settings.port} ({settings.source('port')})"
 
 
 def _gunicorn(environ: dict[str, str]) -> Command:
-    argv = (sys.executable, "-m", "gunicorn", "--chdir", str(PROGRAM_DIR), "-c", str(PROGRAM_DIR / "container/gunicorn_conf.py"), "wsgi:app")
-    return Command("gunicorn", argv, environ)
+    configuration = str(PROGRAM_DIR / "container" / "gunicorn_conf.py")
+    return Command("gunicorn", (sys.executable, "-m", "gunicorn", "--chdir", str(PROGRAM_DIR), "-c", configuration, "wsgi:app"), environ)
 
 
 def _nginx(binary: str, run_dir: Path, environ: dict[str, str]) -> Command:
@@ -175,5 +178,5 @@ def _run_dir(settings: Settings) -> Iterator[Path]:
         yield settings.run_dir
         return
     with tempfile.TemporaryDirectory(prefix="berth-", ignore_cleanup_errors=True) as path:
-        os.chmod(path, 0o755)  # nginx, started by root, runs as another user
+        Path(path).chmod(0o755)  # nginx, started by root, runs as another user
         yield Path(path)

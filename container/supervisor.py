@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from container import events
 
@@ -119,17 +118,21 @@ class Supervisor:
 
     def _hear(self) -> None:
         for event in events.receive(self._listener):
-            kind = event.pop("kind")
-            {events.READY: self._worker_ready, events.ANSWERED: self._worker_answered, events.DIED: self._worker_died, events.FAILED: self._failed}[kind](**event)
+            match event.pop("kind"):
+                case events.READY:
+                    self._worker_ready(**event)
+                case events.ANSWERED:
+                    self._crashes = 0
+                case events.DIED:
+                    self._worker_died(**event)
+                case events.FAILED:
+                    self._failed(**event)
         self._publish()
 
     def _worker_ready(self, slot: int, pid: int, warm: bool) -> None:
         self._ready[slot] = pid
         if warm:
             self._crashes = 0
-
-    def _worker_answered(self, slot: int, pid: int) -> None:
-        self._crashes = 0
 
     def _worker_died(self, slot: int, pid: int, cause: str) -> None:
         if self._ready.get(slot) == pid:

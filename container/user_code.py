@@ -67,7 +67,8 @@ def find(settings: Settings, default: str = "inference.py") -> Path | None:
         if path.is_file():
             return path
     if settings.program or settings.submit_directory:
-        asked = " and ".join(f"{settings.source(name)}={getattr(settings, name)}" for name in ("program", "submit_directory") if name in settings.given)
+        names = [name for name in ("program", "submit_directory") if name in settings.given]
+        asked = " and ".join(f"{settings.source(name)}={getattr(settings, name)}" for name in names)
         raise StartupError(f"there is no {' and no '.join(map(str, candidates))}, but {asked or 'a script'} asks for one")
     return None
 
@@ -83,12 +84,7 @@ def load(path: Path) -> Script:
         raise StartupError(f"{path} has transform_fn and {', '.join(both)}: transform_fn takes the place of these; keep one or the other")
     script = Script(path, hooks, _max_batch_size(path, module), _warmup(path, module))
     if script.max_batch_size > 1:
-        for name in ("predict_fn", "transform_fn"):
-            if name in hooks and (name == "transform_fn" or hooks[name].wants_context):
-                raise StartupError(
-                    f"{path} has MAX_BATCH_SIZE = {script.max_batch_size}, so one call predicts for several requests: "
-                    f"{'transform_fn cannot do that; use input_fn, predict_fn and output_fn' if name == 'transform_fn' else 'predict_fn cannot take one request’s context'}"
-                )
+        _refuse_unjoinable(script)
     return script
 
 
@@ -125,6 +121,17 @@ def where(error: BaseException, path: Path) -> str:
     """'file, line N' of the deepest frame of an error that is in the user's directory; else the script itself."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(path.parent)]
     return f"{frames[-1].filename}, line {frames[-1].lineno}," if frames else str(path)
+
+
+def _refuse_unjoinable(script: Script) -> None:
+    predict_fn = script.hook("predict_fn")
+    if "transform_fn" in script.hooks:
+        wrong = "transform_fn cannot do that; use input_fn, predict_fn and output_fn"
+    elif predict_fn and predict_fn.wants_context:
+        wrong = "predict_fn cannot take the context of one; input_fn and output_fn can"
+    else:
+        return
+    raise StartupError(f"{script.path} has MAX_BATCH_SIZE = {script.max_batch_size}, so one call predicts for several requests: {wrong}")
 
 
 def _bind(path: Path, name: str, function: Any) -> Hook:
