@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -35,6 +36,13 @@ class Variable:
     parse: Callable[[str], Any]
     accepts: str
     meaning: str
+
+    def read(self, key: str, text: str) -> Any:
+        """The value that `text` stands for. key: the name that it came under."""
+        try:
+            return self.parse(text)
+        except (ValueError, KeyError):
+            raise SettingsError(f"{key}={text!r} cannot be used: accepted is {self.accepts}") from None
 
 
 def _variable(names: str, parse: Callable[[str], Any], default: Any, accepts: str, meaning: str) -> Any:
@@ -75,7 +83,16 @@ def _flag(text: str) -> bool:
 
 
 def _level(text: str) -> int:
-    return LEVELS.get(text.upper()) or int(text)
+    level = LEVELS.get(text.upper()) or int(text)
+    if level not in LEVELS.values():
+        raise ValueError(text)
+    return level
+
+
+def _content_type(text: str) -> str:
+    if not re.fullmatch(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+ *(;.*)?", text, re.ASCII):
+        raise ValueError(text)
+    return text
 
 
 def _ports(text: str) -> tuple[int, int]:
@@ -100,9 +117,7 @@ class Settings:
     base_dir: Path = _variable(
         "SAGEMAKER_BASE_DIR", Path, Path("/opt/ml"), "a directory", "Where the platform's files are: model, input, output, code."
     )
-    port: int = _variable(
-        "SAGEMAKER_BIND_TO_PORT", _whole(1, 65535), 8080, "a port, 1 to 65535", "The only port that is listened on."
-    )
+    port: int = _variable("SAGEMAKER_BIND_TO_PORT", _whole(1, 65535), 8080, "a port, 1 to 65535", "The only port that is listened on.")
     safe_port_range: tuple[int, int] | None = _variable(
         "SAGEMAKER_SAFE_PORT_RANGE",
         _ports,
@@ -149,9 +164,9 @@ class Settings:
     )
     default_accept: str = _variable(
         "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT",
-        str,
+        _content_type,
         "application/json",
-        "a content type",
+        "a content type, as text/csv",
         "The type of the answer to a request without an Accept header, or with `*/*`.",
     )
     program: str = _variable(
@@ -183,8 +198,7 @@ class Settings:
         _one_of("auto", "always", "never"),
         "auto",
         "auto, always or never",
-        "Load the model once before the workers are forked, and share its memory. "
-        "auto: unless the model cannot live through a fork.",
+        "Load the model once before the workers are forked, and share its memory. auto: unless the model cannot live through a fork.",
     )
     allow_version_mismatch: bool = _variable(
         "MODEL_SERVER_ALLOW_VERSION_MISMATCH",
@@ -236,16 +250,12 @@ class Settings:
         values: dict[str, Any] = {}
         given: dict[str, str] = {}
         for name, variable in variables():
-            found = {key: environ[key].strip() for key in variable.names if environ.get(key, "").strip()}
+            found = {key: variable.read(key, environ[key].strip()) for key in variable.names if environ.get(key, "").strip()}
             if len(set(found.values())) > 1:
-                said = " and ".join(f"{key}={value}" for key, value in found.items())
+                said = " and ".join(f"{key}={environ[key]}" for key in found)
                 raise SettingsError(f"{said} disagree: they are two names of one setting; set one of them")
-            for key, text in found.items():
-                try:
-                    values[name] = variable.parse(text)
-                except (ValueError, KeyError):
-                    raise SettingsError(f"{key}={text!r} cannot be used: accepted is {variable.accepts}") from None
-                given[name] = key
+            for key, value in found.items():
+                values[name], given[name] = value, key
                 break
         return cls(
             **values,
@@ -319,6 +329,22 @@ def variables() -> Iterator[tuple[str, Variable]]:
             yield item.name, item.metadata["variable"]
 
 
+def table() -> str:
+    """The variables as the table of docs/configuration.md: `python -m container.settings` prints it."""
+    rows = ["| Variable | Default | Accepted | Meaning |", "|---|---|---|---|"]
+    for name, variable in variables():
+        default = _written(getattr(Settings(), name))
+        rows.append(f"| {', '.join(f'`{key}`' for key in variable.names)} | {default} | {variable.accepts} | {variable.meaning} |")
+    return "\n".join(rows)
+
+
+def _written(default: Any) -> str:
+    """A default as the environment would say it; nothing for one that the meaning explains."""
+    if default is None or default == "":
+        return ""
+    return f"`{str(default).lower() if isinstance(default, bool) else f'{default:g}' if isinstance(default, float) else default}`"
+
+
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment for a child process, with changes."""
     return {**os.environ, **changes}
@@ -329,6 +355,10 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
     for key in environ:
         if key.startswith(OWN_PREFIX) and key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            meant = f"; did you mean {near[0]}?" if near else ""
+            meant = f"; did you mean {near[0]}?" if near else "."
             ours = ", ".join(name for name in known if name.startswith(OWN_PREFIX))
             raise SettingsError(f"{key} is not a variable of this server{meant} Known are {ours}")
+
+
+if __name__ == "__main__":
+    print(table())
