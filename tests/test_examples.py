@@ -105,10 +105,8 @@ def test_ner_predicts_several_requests_together(ner):
     assert model.warm_up()
     requests = [Request(body, "application/json") for body in (TEXT, b'{"input": ["It rained.", "It snowed."]}', TEXT)]
     predictions = model.predict_many([(model.decode(request), request.context) for request in requests])
-    outputs = [
-        json.loads(model.encode(prediction, request).body)["output"] for prediction, request in zip(predictions, requests, strict=True)
-    ]
-    assert outputs == [ENTITIES, [[], []], ENTITIES]
+    answers = [model.encode(prediction, request).body for prediction, request in zip(predictions, requests, strict=True)]
+    assert [json.loads(body)["output"] for body in answers if isinstance(body, bytes)] == [ENTITIES, [[], []], ENTITIES]
 
 
 def test_ner_is_the_same_for_the_same_seed_and_holds_out_texts_where_there_is_no_eval_channel(tmp_path):
