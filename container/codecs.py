@@ -15,7 +15,7 @@ import re
 import sys
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from decimal import Decimal
 from functools import lru_cache
 from types import MappingProxyType
@@ -287,7 +287,8 @@ def _rows(stream: io.StringIO, skipped: int, media: Media) -> list[list[str]]:
 
 def _strict_number(cell: str) -> float:
     """float(), but 1_000 and digits of other scripts are text."""
-    if "_" in cell or not cell.strip().isascii():
+    cell = cell.strip()
+    if "_" in cell or not cell.isascii():
         raise ValueError(cell)
     return float(cell)
 
@@ -302,10 +303,11 @@ def _values(cells: Iterable[str], number: Callable[[str], float]) -> list[float 
 
 
 def _value(cell: str, number: Callable[[str], float]) -> float | str:
+    bare = cell.strip()  # of more kinds of space than float() strips, as numpy's reader does
     try:
-        return number(cell)
+        return number(bare)
     except ValueError:
-        return math.nan if cell.strip() in MISSING else cell
+        return math.nan if bare in MISSING else cell
 
 
 def _read_json(body: bytes, media: Media) -> Any:
@@ -553,13 +555,13 @@ def _name(value: Any) -> str:
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
-_JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-
-
 def _write_json(value: Any) -> bytes:
     if isinstance(value, np.ndarray) and value.dtype.kind == "M":
         value = _listed(value)
-    return orjson.dumps(value, default=_plain, option=_JSON_OPTIONS)
+    try:
+        return orjson.dumps(value, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    except orjson.JSONEncodeError:  # arrays in another byte order, long doubles and the like go through _plain
+        return orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS)
 
 
 def _plain(value: Any) -> Any:
@@ -580,7 +582,7 @@ def _plain(value: Any) -> Any:
         return _listed(value.toarray())
     if isinstance(value, Mapping):
         return dict(value)
-    if isinstance(value, Iterable):
+    if isinstance(value, Collection):
         return list(value)
     raise TypeError(f"{_name(value)} has no form in JSON")
 
@@ -594,6 +596,8 @@ def _listed(value: Any) -> Any:
     """An array, or what acts like one, as Python's own values."""
     if isinstance(value, np.ndarray) and value.dtype.kind == "M":
         value = value.astype("datetime64[us]")  # from nanoseconds, tolist() makes plain numbers
+    if isinstance(value, np.ndarray | np.generic) and value.dtype == np.longdouble:
+        value = value.astype(np.float64)  # Python has none: tolist() leaves them as they are
     return value.tolist()
 
 
@@ -617,9 +621,11 @@ def _lines(value: Any, kinds: str) -> bytes | None:
 
 def _write_csv(value: Any) -> bytes:
     value = _dense(value)
+    if isinstance(value, np.ndarray) and not value.ndim:
+        value = value.reshape(1)
     text = _lines(value, "iuf")
-    if text is not None and b"n" not in text:  # nan and infinity are null there
-        return text if value.ndim == 1 else text.translate(None, b"[]")
+    if text is not None and (b"n" not in text or not np.isinf(value).any()):  # null is nan, or it is infinity
+        return text.translate(None, b"[]").replace(b"null", b"nan")
     rows = _csv_rows(_listed(value) if isinstance(value, np.ndarray) else value)
     written = _csv_text(rows, csv.QUOTE_MINIMAL)
     # Python quotes no lone carriage return before 3.13, and readers take one for the end of a line.
