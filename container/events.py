@@ -14,6 +14,9 @@ DIED = "died"
 FAILED = "failed"
 """The server cannot start; cause: in words."""
 
+LONGEST = 4000
+"""Characters of one fact that are told. A cause may quote a whole request or model; a datagram holds some 200 KB, a log line less."""
+
 
 def _path(run_dir: Path) -> str:
     return str(run_dir / "supervisor.sock")
@@ -23,9 +26,10 @@ def tell(run_dir: Path | None, kind: str, **facts: Any) -> None:
     """Tells the supervisor. Without one (no run directory, or nobody listens) there is nobody to tell."""
     if run_dir is None:
         return
+    told = {name: fact[:LONGEST] if isinstance(fact, str) else fact for name, fact in facts.items()}
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         try:
-            sender.sendto(json.dumps({"kind": kind, **facts}).encode()[:60_000], _path(run_dir))
+            sender.sendto(json.dumps({"kind": kind, **told}).encode(), _path(run_dir))
         except (FileNotFoundError, ConnectionRefusedError):
             return
 
