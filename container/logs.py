@@ -25,10 +25,11 @@ class GunicornLogger(Logger):
     """Hands gunicorn's messages to this process's logging; from warnings up, unless all is debugged. nginx logs the requests."""
 
     def setup(self, cfg: Any) -> None:
-        setup(logging.getLogger().getEffectiveLevel())
+        level = logging.getLogger().level
+        setup(level)
         self.error_log.propagate = True
         self.error_log.handlers = []
-        self.error_log.setLevel(logging.NOTSET if logging.getLogger().level <= logging.DEBUG else logging.WARNING)
+        self.error_log.setLevel(level if level <= logging.DEBUG else max(level, logging.WARNING))
         self.error_log.addFilter(lambda record: not str(record.msg).startswith(MISLEADING))
 
     def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:
