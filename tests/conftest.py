@@ -1,6 +1,8 @@
 """What every test starts from."""
 
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,3 +15,13 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(OURS):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """What a test sets up of logging, by importing gunicorn_conf.py say, is not there in the next."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
