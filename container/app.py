@@ -17,8 +17,8 @@ from container.predictor import Predictor
 from container.settings import Settings
 
 SLOW = 0.02
-"""Seconds. After a prediction this slow the connection to nginx is closed, so that the next request is taken up by whichever worker
-is idle; after a faster one it is kept, because a new connection would cost more than a wait behind a busy worker."""
+"""Seconds. A connection that nginx keeps leads to one worker, busy or not; a new one is taken up by whichever is idle first, and
+costs 0.1 ms. So connections are kept only where predictions are gathered, which needs them, and are faster than this."""
 
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
@@ -42,6 +42,8 @@ def create_app(settings: Settings, predictor: Predictor) -> App:
     @app.post("/invocations")
     def invocations() -> flask.Response:
         environ = flask.request.environ
+        if app.batcher.max_size == 1:
+            environ.get("berth.close", _nothing)()
         arrived = _arrival(environ)
         context = Context(Headers(environ), environ.get("HTTP_X_REQUEST_ID", ""), arrived + settings.timeout)
         body = flask.request.get_data(cache=False)
@@ -84,8 +86,8 @@ def _answer(app: App, request: Request, arrived: float, environ: dict[str, Any])
         if stream:
             app.batcher.release()
     predicting = item.ended - item.started
-    if predicting > SLOW and "berth.close" in environ:
-        environ["berth.close"]()
+    if predicting > SLOW:
+        environ.get("berth.close", _nothing)()
     queued = max(0.0, begun - arrived) + max(0.0, item.started - decoded)
     app.counters.answered(response.status, queued, decoded - begun, predicting, time.time() - encoding, item.batch_size)
     return _http(response)
