@@ -13,7 +13,7 @@ from typing import Any
 
 from container import logs, training_job, training_script, user_code, versions
 from container.errors import StartupError
-from container.settings import Settings, SettingsError
+from container.settings import Settings, SettingsError, environment
 from container.training_job import Stop, TrainingError, TrainingJob
 from container.training_script import ScriptFailed
 
@@ -42,23 +42,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments:
         print(f"train takes no arguments; it was given {' '.join(arguments)}", file=sys.stderr)
         return 2
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a metric counts when it is printed, not at the end
     try:
         settings = Settings.read()
     except SettingsError as error:
-        print(f"TRAINING FAILED: {error}", file=sys.stderr)
-        return 1
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a metric counts when it is printed, not at the end
+        settings = Settings.read({"SAGEMAKER_BASE_DIR": environment().get("SAGEMAKER_BASE_DIR", "")})  # where the failure file is
+        logs.setup(settings.log_level)
+        return _fail(error, settings.code_dir, settings)
     logs.setup(settings.log_level)
     return run(settings)
 
 
 def run(settings: Settings) -> int:
     """One training job in this process, from the files in the input directory to the artifact. Returns the exit code."""
-    for marker in (settings.failure_file, settings.output_dir / "success"):
-        marker.unlink(missing_ok=True)
     code_dir = settings.code_dir
     before = signal.getsignal(signal.SIGTERM)
     try:
+        for marker in (settings.failure_file, settings.output_dir / "success"):
+            marker.unlink(missing_ok=True)
         job = training_job.read(settings)
         for directory in (job.model_dir, job.checkpoint_dir, job.output_data_dir):
             directory.mkdir(parents=True, exist_ok=True)
@@ -253,7 +254,7 @@ def _print_plan(script: Path, job: TrainingJob) -> None:
 
 def _fail(error: BaseException, code_dir: Path, settings: Settings) -> int:
     text = failure_text(error, code_dir)
-    if not isinstance(error, TrainingError):
+    if not isinstance(error, TrainingError | SettingsError):
         log.error("%s", "".join(traceback.format_exception(error)).rstrip())
     log.error("TRAINING FAILED: %s", text)
     try:
@@ -261,7 +262,7 @@ def _fail(error: BaseException, code_dir: Path, settings: Settings) -> int:
         if not settings.failure_file.exists():  # the user's code may have written a better one
             settings.failure_file.write_text(text)
     except OSError as problem:
-        log.error("the failure file could not be written: %s", problem)  # noqa: TRY400 - what matters is the line before
+        log.error("the failure file could not be written: %s", problem)
     return _exit_code(error)
 
 
@@ -284,7 +285,7 @@ def _reason(error: BaseException) -> str:
         return f"stopped by {text} before train_fn had returned"
     if isinstance(error, MemoryError):
         text = text or "no memory left on this machine"
-    name = "" if isinstance(error, TrainingError | StartupError) else type(error).__name__
+    name = "" if isinstance(error, TrainingError | StartupError | SettingsError) else type(error).__name__
     return ": ".join(part for part in (name, text[:600]) if part)
 
 
