@@ -11,7 +11,7 @@ MODULES = {path.stem: path for path in sorted((ROOT / "container").glob("*.py"))
 UPWARDS = [
     *("settings", "message", "logs", "events", "errors"),
     *("resources", "codecs", "artifact", "metrics", "user_code", "versions", "predictor", "batching"),
-    *("preload", "worker", "app", "gunicorn_conf", "supervisor", "serving"),
+    *("preload", "app", "worker", "gunicorn_conf", "supervisor", "serving"),
     *("training_job", "training_script", "training"),
     "__main__",
 ]
