@@ -6,6 +6,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from gunicorn.glogging import Logger
+
 from container import events, logs, resources
 from container.metrics import Counters
 from container.settings import Settings
@@ -33,10 +35,27 @@ limit_request_fields = 1000
 limit_request_field_size = 0
 forwarded_allow_ips = "*"
 proc_name = "berth"
-logger_class = "container.logs.GunicornLogger"
 control_socket_disable = True  # it wants a writable $HOME
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(_run_dir)  # the heartbeat file: never on a slow disk
 
+MISLEADING = ("Worker (pid:%s) was sent ", "Worker (pid:%s) exited with code ")
+"""gunicorn guesses at memory here; what the kernel counted is told below."""
+
+
+class GunicornLogger(Logger):
+    """Hands gunicorn's messages to this process's logging, from warnings up, unless all is debugged. nginx logs the requests."""
+
+    def setup(self, cfg: Any) -> None:
+        self.error_log.propagate = True
+        self.error_log.handlers = []
+        self.error_log.setLevel(logging.NOTSET if _settings.log_level <= logging.DEBUG else logging.WARNING)
+        self.error_log.addFilter(lambda record: not str(record.msg).startswith(MISLEADING))
+
+    def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:
+        """Nothing: see nginx.conf."""
+
+
+logger_class = GunicornLogger
 _oom_kills = [resources.oom_kills()]
 """The kernel's count when it was looked at last."""
 
