@@ -1,5 +1,6 @@
 """Predictor: the functions of a model bound once around it; the one thing that all fronts call."""
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -60,7 +61,7 @@ class Predictor:
                 raise StartupError(f"the warm-up prediction was refused: {error}") from error
             log.info("no warm-up: the model takes no row of zeros (%s)", error)
             return False
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise StartupError(f"the warm-up prediction raised {user_code.describe(error)}") from error
         return True
 
@@ -97,14 +98,13 @@ class Predictor:
                 predictions = list(predictions)
             if len(predictions) != sum(lengths):
                 raise ServingError(f"predict_fn returned {len(predictions)} predictions for {sum(lengths)} rows")
-        except Exception as error:
+            if isinstance(predictions, str | bytes):  # each letter would be one
+                raise ServingError(f"predict_fn returned {type(predictions).__name__} for {sum(lengths)} rows")
+            ends = list(itertools.accumulate(lengths))
+            return [predictions[end - length : end] for length, end in zip(lengths, ends, strict=True)]
+        except (Exception, SystemExit) as error:
             log.info("a batch of %d failed and is predicted one by one: %s", len(items), user_code.describe(error))
             return None
-        parts, at = [], 0
-        for length in lengths:
-            parts.append(predictions[at : at + length])
-            at += length
-        return parts
 
 
 def load(settings: Settings) -> Predictor:
@@ -123,7 +123,7 @@ def load(settings: Settings) -> Predictor:
 def _call_model_fn(script: Script, model_dir: Path) -> Any:
     try:
         return script.hooks["model_fn"](str(model_dir), context=Context())
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise StartupError(f"model_fn in {user_code.where(error, script.path)} raised {user_code.describe(error)}") from error
 
 

@@ -106,7 +106,7 @@ def import_script(path: Path) -> ModuleType:
         raise StartupError(
             f"{where(error, path)} imports {error.name}, which is not installed in this image and not beside the script"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that is also a program may read arguments and end
         raise StartupError(f"importing {where(error, path)} raised {describe(error)}") from error
     return module
 
@@ -138,15 +138,20 @@ def _bind(path: Path, name: str, function: Any) -> Hook:
     if not callable(function):
         raise StartupError(f"{name} in {path} is {type(function).__name__}: a function was expected")
     wanted = ARGUMENTS[name]
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    expected = f"expected is {name}({', '.join(wanted)}), and the request's context as one more if it wants it"
+    try:
+        everything = inspect.signature(function).parameters.values()
+    except ValueError:
+        raise StartupError(f"{name} in {path} does not tell its arguments, as some of C's functions do not: {expected}") from None
+    by_name = [p.name for p in everything if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if by_name:
+        raise StartupError(f"{name} in {path} takes {', '.join(by_name)} by name only: {expected}, by position")
+    parameters = [p for p in everything if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = sum(p.default is p.empty for p in parameters)
     extra = parameters[len(wanted) : len(wanted) + 1]
-    any_number = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(function).parameters.values())
+    any_number = any(p.kind is p.VAR_POSITIONAL for p in everything)
     if required > len(wanted) + 1 or (len(parameters) < len(wanted) and not any_number):
-        raise StartupError(
-            f"{name} in {path} takes {len(parameters)} argument{'s' * (len(parameters) != 1)}: "
-            f"expected is {name}({', '.join(wanted)}), and the request's context as one more if it wants it"
-        )
+        raise StartupError(f"{name} in {path} takes {len(parameters)} argument{'s' * (len(parameters) != 1)}: {expected}")
     return Hook(name, function, any(p.default is p.empty or p.name == "context" for p in extra))
 
 
