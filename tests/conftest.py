@@ -2,9 +2,14 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+from container.settings import Settings
 
 OURS = ("SAGEMAKER_", "MODEL_SERVER_", "SM_", "TRAINING_JOB_")
 
@@ -25,3 +30,26 @@ def _logging_as_it_was() -> Iterator[None]:
     yield
     root.handlers[:] = before
     root.setLevel(level)
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Settings]]:
+    """Writes a user's script, by default the one in the model archive, and returns settings (fields as keywords) that serve it.
+
+    What it imports from below tmp_path is forgotten afterwards.
+    """
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    modules = dict(sys.modules)
+
+    def write(source: str, path: str = "model/code/inference.py", **fields: object) -> Settings:
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(textwrap.dedent(source))
+        return Settings(base_dir=tmp_path).but(**fields)
+
+    yield write
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]
+            if name in modules:
+                sys.modules[name] = modules[name]

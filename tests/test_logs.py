@@ -65,7 +65,7 @@ def test_gunicorns_guesses_are_dropped_and_are_still_what_it_says(capsys, gunico
     assert start in inspect.getsource(arbiter)
     logs.setup(logging.INFO)
     logger = logs.GunicornLogger(Config())
-    logger.error(start + "%s. Perhaps out of memory?", 7, "SIGKILL")
+    logger.error(f"{start}%s. Perhaps out of memory?", 7, "SIGKILL")  # noqa: G004
     logger.error("something else (pid:%s)", 7)
     assert [text for _, _, text in LINE.findall(capsys.readouterr().out)] == ["something else (pid:7)"]
 
