@@ -15,7 +15,7 @@ import re
 import sys
 import uuid
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from decimal import Decimal
 from functools import lru_cache
 from types import MappingProxyType
@@ -60,6 +60,7 @@ UNPACKED_LIMIT = 256 * 1024 * 1024
 """Bytes that an npz body may hold when unpacked, if the body itself is not larger: a zip can claim a thousand times its size."""
 
 _SMALL = 64 * 1024
+_BLOCK = 8192
 _NPY_HEADER_LIMIT = 10_000  # numpy's own
 _BOM = b"\xef\xbb\xbf"
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -257,9 +258,20 @@ def _skip_header(stream: io.StringIO, media: Media) -> int:
 
 
 def _table(stream: io.StringIO, skipped: int, media: Media, strict: bool) -> NDArray[Any]:
-    """Rows of numbers, text and missing cells. strict: the text has characters that float() is too lenient with."""
+    """Rows of numbers, text and missing cells. strict: the text has characters that float() is too lenient with.
+
+    In blocks, because the rows as Python's strings take ten times the memory of the array.
+    """
     rows = _rows(stream, skipped, media)
-    number = _strict_number if strict else float
+    blocks = []
+    while block := list(itertools.islice(rows, _BLOCK)):
+        blocks.append(_block(block, _strict_number if strict else float))
+    if not blocks:
+        raise _malformed(media, "it holds no rows")
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def _block(rows: list[list[str]], number: Callable[[str], float]) -> NDArray[Any]:
     by_row = len(rows) < len(rows[0])  # a cell means the same either way; few long runs are faster than many short ones
     runs = [_values(cells, number) for cells in (rows if by_row else zip(*rows, strict=True))]
     texts = any(isinstance(value, str) for run in runs for value in run)
@@ -267,22 +279,20 @@ def _table(stream: io.StringIO, skipped: int, media: Media, strict: bool) -> NDA
     return table if by_row else np.ascontiguousarray(table.T)
 
 
-def _rows(stream: io.StringIO, skipped: int, media: Media) -> list[list[str]]:
+def _rows(stream: io.StringIO, skipped: int, media: Media) -> Iterator[list[str]]:
+    """The rows that are not blank, all as wide as the first."""
     reader = csv.reader(stream, strict=True)
-    rows: list[list[str]] = []
+    width = 0
     try:
         for row in reader:
             if not row or (len(row) == 1 and row[0].isspace()):
                 continue
-            if rows and len(row) != len(rows[0]):
-                line = skipped + reader.line_num
-                raise _malformed(media, f"line {line} has {len(row)} columns, the first row has {len(rows[0])}")
-            rows.append(row)
+            width = width or len(row)
+            if len(row) != width:
+                raise _malformed(media, f"line {skipped + reader.line_num} has {len(row)} columns, the first row has {width}")
+            yield row
     except csv.Error as error:
         raise _malformed(media, f"line {skipped + reader.line_num}: {error}") from None
-    if not rows:
-        raise _malformed(media, "it holds no rows")
-    return rows
 
 
 def _strict_number(cell: str) -> float:

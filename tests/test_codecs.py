@@ -240,6 +240,19 @@ def test_line_numbers_count_the_header():
         decode(b"a,b\n", "text/csv; header=present")
 
 
+@pytest.mark.parametrize(("last", "kind"), [("", np.float64), ("text", object)])
+def test_a_long_csv_is_one_table(last, kind):
+    rows = 3 * codecs._BLOCK
+    body = b"1,\n" * rows + f"2,{last}".encode()
+    value = decode(body, CSV)
+    assert value.dtype == kind
+    assert value.shape == (rows + 1, 2)
+    assert value[:, 0].sum() == rows + 2
+    assert same(value[-1:], np.array([[2.0, last or NAN]], dtype=kind))
+    with pytest.raises(ClientError, match=f"line {rows + 2} has 1 columns"):
+        decode(body + b"\n3", CSV)
+
+
 def test_a_cell_may_be_long():
     body = b'"' + b"word " * 100_000 + b'",1'
     assert decode(body, CSV)[0, 0] == "word " * 100_000
