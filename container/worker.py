@@ -50,6 +50,8 @@ class Worker(GeventWorker):
 
     def run(self) -> None:
         self._loaded()
+        # gunicorn looks its settings up 17 times a request, each time through two calls; after this they are plain attributes
+        vars(self.cfg).update({name: setting.get() for name, setting in self.cfg.settings.items()})
         servers = [self._server(listener) for listener in self.sockets]
 
         def stop_accepting() -> None:
