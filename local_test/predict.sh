@@ -5,5 +5,5 @@ set -euo pipefail
 payload=${1:?usage: predict.sh PAYLOAD [CONTENT_TYPE]}
 [ -r "$payload" ] || { echo "predict.sh: cannot read $payload" >&2; exit 1; }
 
-curl --silent --show-error --fail-with-body --data-binary "@$payload" -H "Content-Type: ${2:-text/csv}" \
+curl --silent --show-error --fail-with-body --write-out '\n' --data-binary "@$payload" -H "Content-Type: ${2:-text/csv}" \
   "http://127.0.0.1:${PORT:-8080}/invocations" || exit 1
