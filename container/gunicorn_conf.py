@@ -48,7 +48,8 @@ class GunicornLogger(Logger):
     def setup(self, cfg: Any) -> None:
         self.error_log.propagate = True
         self.error_log.handlers = []
-        self.error_log.setLevel(logging.NOTSET if _settings.log_level <= logging.DEBUG else logging.WARNING)
+        level = _settings.log_level  # what propagates is not compared with the root logger's own
+        self.error_log.setLevel(level if level <= logging.DEBUG else max(level, logging.WARNING))
         self.error_log.addFilter(lambda record: not str(record.msg).startswith(MISLEADING))
 
     def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:
