@@ -55,6 +55,7 @@ def one_model(settings: Settings) -> Supervisor:
         log.info("%s", line)
     environ = environment(
         **plan.thread_environment(settings),
+        **_from_anywhere(settings),
         MODEL_SERVER_RUN_DIR=str(run_dir),
         MODEL_SERVER_WORKERS=str(plan.workers),
         SAGEMAKER_MODEL_SERVER_WORKERS=str(plan.workers),
@@ -68,6 +69,15 @@ def one_model(settings: Settings) -> Supervisor:
         forward=(_access_log(run_dir),),
         on_ready=lambda: log.info("ready: POST http://127.0.0.1:%d/invocations", settings.port),
     )
+
+
+def _from_anywhere(settings: Settings) -> dict[str, str]:
+    """gunicorn reads its configuration before it changes to its directory, and directories that were given from here afterwards."""
+    given = {settings.given[name]: str(getattr(settings, name).absolute()) for name in ("base_dir",) if name in settings.given}
+    if settings.submit_directory and "://" not in settings.submit_directory:
+        given[settings.given["submit_directory"]] = str(Path(settings.submit_directory).absolute())
+    path = environment().get("PYTHONPATH")
+    return given | {"PYTHONPATH": f"{PROGRAM_DIR}{os.pathsep}{path}" if path else str(PROGRAM_DIR)}
 
 
 def nginx_configuration(template: str, directives: dict[str, str]) -> str:
