@@ -1,5 +1,6 @@
 """Runs commands as one, as PID 1 must: signals, readiness, grace, exit code, reaping. Knows nothing of what the commands do."""
 
+import contextlib
 import logging
 import os
 import selectors
@@ -51,6 +52,7 @@ class Supervisor:
     clock: Callable[[], float] = time.monotonic
     on_ready: Callable[[], None] = lambda: None
     _running: dict[int, Command] = field(default_factory=dict)
+    _groups: list[int] = field(default_factory=list)
     _ready: dict[int, int] = field(default_factory=dict)
     _published_once: bool = False
     _crashes: int = 0
@@ -80,12 +82,13 @@ class Supervisor:
             self._kill()
             self._drain_output()
         if self._cause:
-            log.critical("%s", self._cause)
+            print(self._cause, file=sys.stderr, flush=True)
         return self._code
 
     def _start(self, command: Command) -> None:
-        child = self.spawn(command.argv, env=dict(command.env), stdin=subprocess.DEVNULL)
+        child = self.spawn(command.argv, env=dict(command.env), stdin=subprocess.DEVNULL, process_group=0)
         self._running[child.pid] = command
+        self._groups.append(child.pid)
         child.returncode = 0  # reaped here, with everybody's orphans: Popen must not look for it
 
     def _watch_signals(self) -> None:
@@ -190,12 +193,9 @@ class Supervisor:
             log.error("not everything ended within %.0f s of grace: %s", self.grace, ", ".join(c.name for c in self._running.values()))
 
     def _kill(self) -> None:
-        for pid in self._running:
-            for child in (pid, *children(pid)):
-                try:
-                    os.kill(child, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+        for group in self._groups:  # those of the ended too: nginx's worker outlives its master
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
         while self._running:
             try:
                 pid, _ = os.waitpid(-1, 0)
