@@ -1,13 +1,17 @@
 """Real processes and real containers for the tests here."""
 
+import functools
 import os
 import socket
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.live.launcher import Launcher
+from tests.live.server import Server
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGE = "berth-test"
@@ -61,3 +65,27 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session", params=["host", pytest.param("docker", marks=pytest.mark.docker)])
+def where(request: pytest.FixtureRequest) -> str:
+    """Where the servers of a test run: every test with this fixture runs on this machine and in the image."""
+    return str(request.param)
+
+
+def _launcher(where: str, request: pytest.FixtureRequest) -> Launcher:
+    return Launcher(request.getfixturevalue("image") if where == "docker" else None, LABEL)
+
+
+@pytest.fixture
+def start(where: str, request: pytest.FixtureRequest) -> Iterator[Launcher]:
+    """Starts servers that end with the test."""
+    with _launcher(where, request) as launcher:
+        yield launcher
+
+
+@pytest.fixture(scope="session")
+def shared(where: str, request: pytest.FixtureRequest) -> Iterator[Callable[[str], Server]]:
+    """A server of a script of tests/fixtureapps that is started once, for tests that leave it as it was."""
+    with _launcher(where, request) as launcher:
+        yield functools.cache(launcher)
