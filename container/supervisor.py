@@ -54,6 +54,7 @@ class Supervisor:
     _running: dict[int, Command] = field(default_factory=dict)
     _groups: list[int] = field(default_factory=list)
     _ready: dict[int, int] = field(default_factory=dict)
+    _proven: set[int] = field(default_factory=set)
     _published_once: bool = False
     _crashes: int = 0
     _stopping: bool = False
@@ -81,6 +82,7 @@ class Supervisor:
         finally:
             self._kill()
             self._drain_output()
+            self._close()
         if self._cause:
             print(self._cause, file=sys.stderr, flush=True)
         return self._code
@@ -125,7 +127,7 @@ class Supervisor:
                 case events.READY:
                     self._worker_ready(**event)
                 case events.ANSWERED:
-                    self._crashes = 0
+                    self._worker_answered(**event)
                 case events.DIED:
                     self._worker_died(**event)
                 case events.FAILED:
@@ -135,15 +137,22 @@ class Supervisor:
     def _worker_ready(self, slot: int, pid: int, warm: bool) -> None:
         self._ready[slot] = pid
         if warm:
-            self._crashes = 0
+            self._worker_answered(slot, pid)
+
+    def _worker_answered(self, slot: int, pid: int) -> None:
+        self._proven.add(pid)
+        self._crashes = 0
 
     def _worker_died(self, slot: int, pid: int, cause: str) -> None:
         if self._ready.get(slot) == pid:
             del self._ready[slot]
         if self._stopping or self._cause:
             return
-        self._crashes += 1
         log.error("worker %d (pid %d) is gone: %s", slot, pid, cause)
+        if pid in self._proven:  # whatever ends several that have served for days is no crash loop
+            self._proven.remove(pid)
+            return
+        self._crashes += 1
         if self._crashes >= CRASHES:
             self._failed(f"{self._crashes} workers in a row died before their first answer; of the last: {cause}")
 
@@ -208,6 +217,11 @@ class Supervisor:
         for descriptor in self.forward:
             while any(key.fd == descriptor for key, _ in self._selector.select(0)):
                 self._copy(descriptor)
+
+    def _close(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for end in (self._selector, self._listener, self._signals, self._signals_end):
+            end.close()
 
 
 def children(pid: int) -> list[int]:
