@@ -1,6 +1,7 @@
 """requirements/install.py: what happens before there is a pip."""
 
 import hashlib
+import os
 import re
 import sys
 
@@ -71,7 +72,7 @@ def test_only_https_is_read():
 
 
 def test_uv_is_told_what_only_pip_was_told(monkeypatch):
-    monkeypatch.setattr(install.os, "environ", {"PIP_INDEX_URL": "https://pips", "PIP_CERT": "pips.crt", "SSL_CERT_FILE": "own.crt"})
+    monkeypatch.setattr(os, "environ", {"PIP_INDEX_URL": "https://pips", "PIP_CERT": "pips.crt", "SSL_CERT_FILE": "own.crt"})
     told = install.uv_environment()
     assert (told["UV_DEFAULT_INDEX"], told["SSL_CERT_FILE"]) == ("https://pips", "own.crt")
 
