@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 PROGRAM_DIR = Path(__file__).resolve().parent.parent
 NGINX_MARGIN = 1.0
 """Seconds that nginx waits beyond the deadline, so that a worker's own 504 comes first where the worker can still speak."""
+LONGEST_RUN_DIR = 107 - len("/supervisor.sock")
+"""Characters. 107 are what Linux takes as a socket's address."""
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -117,7 +119,8 @@ def find_nginx(search_path: str) -> str:
 
 def _directives(settings: Settings, workers: int, run_dir: Path) -> dict[str, str]:
     """The lines of nginx.conf that follow the environment, by the name they are marked with."""
-    wait = f"{settings.timeout + NGINX_MARGIN:g}s" if settings.timeout >= 1 else f"{int((settings.timeout + NGINX_MARGIN) * 1000)}ms"
+    milliseconds = round((settings.timeout + NGINX_MARGIN) * 1000)
+    wait = f"{milliseconds}ms" if milliseconds % 1000 else f"{milliseconds // 1000}s"  # nginx knows no fractions
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = {f"{kind}_temp_path": f"{kind}_temp_path {run_dir}/{kind};" for kind in kinds}
     access_log = f"{run_dir}/access.log line buffer=8k flush=100ms" if settings.log_level <= logging.INFO else "off"
@@ -182,11 +185,32 @@ def _access_log(run_dir: Path) -> int:
 @contextmanager
 def _run_dir(settings: Settings) -> Iterator[Path]:
     if settings.run_dir:
-        settings.run_dir.mkdir(parents=True, exist_ok=True)
-        if any(settings.run_dir.iterdir()):
-            raise StartupError(f"MODEL_SERVER_RUN_DIR={settings.run_dir} is not empty: it must be this server's alone")
-        yield settings.run_dir
+        yield _own_run_dir(settings.run_dir.absolute())
         return
-    with tempfile.TemporaryDirectory(prefix="berth-", ignore_cleanup_errors=True) as path:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="berth-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise StartupError(f"there is no place for temporary files ({error}): mount one at /tmp, or set TMPDIR") from error
+    with temporary as path:
         Path(path).chmod(0o755)  # nginx, started by root, runs as another user
-        yield Path(path)
+        yield _usable(Path(path), "TMPDIR")
+
+
+def _own_run_dir(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        held = next(path.iterdir(), None)
+    except OSError as error:
+        raise StartupError(f"MODEL_SERVER_RUN_DIR={path} cannot be used: {error.strerror}") from error
+    if held:
+        raise StartupError(f"MODEL_SERVER_RUN_DIR={path} is not empty (it has {held.name}): it must be this server's alone")
+    return _usable(path, "MODEL_SERVER_RUN_DIR")
+
+
+def _usable(path: Path, variable: str) -> Path:
+    """The run directory, if nginx.conf can hold its name, and a socket's address the names of the sockets in it."""
+    if not re.fullmatch(r"[\w/.@+-]+", str(path), re.ASCII):
+        raise StartupError(f"{variable}: {str(path)!r} cannot be used: accepted are letters, digits and / . _ @ + -")
+    if len(str(path)) > LONGEST_RUN_DIR:
+        raise StartupError(f"{variable}: {path} has {len(str(path))} characters: up to {LONGEST_RUN_DIR} are accepted, for the sockets in it")
+    return path
