@@ -212,5 +212,7 @@ def _usable(path: Path, variable: str) -> Path:
     if not re.fullmatch(r"[\w/.@+-]+", str(path), re.ASCII):
         raise StartupError(f"{variable}: {str(path)!r} cannot be used: accepted are letters, digits and / . _ @ + -")
     if len(str(path)) > LONGEST_RUN_DIR:
-        raise StartupError(f"{variable}: {path} has {len(str(path))} characters: up to {LONGEST_RUN_DIR} are accepted, for the sockets in it")
+        raise StartupError(
+            f"{variable}: {path} has {len(str(path))} characters: up to {LONGEST_RUN_DIR} are accepted, for the sockets in it"
+        )
     return path
