@@ -10,7 +10,8 @@ MODULES = {path.stem: path for path in sorted((ROOT / "container").glob("*.py"))
 
 UPWARDS = [
     *("settings", "message", "logs", "events", "errors"),
-    *("resources", "codecs", "artifact", "metrics", "user_code", "versions", "predictor", "batching"),
+    *("media", "arrays", "decoding", "encoding", "codecs"),
+    *("resources", "artifact", "metrics", "user_code", "versions", "predictor", "batching"),
     *("preload", "app", "worker", "gunicorn_conf", "supervisor", "serving"),
     *("training_job", "training_script", "training"),
     "__main__",
