@@ -9,7 +9,7 @@ PAGE = 4096 // 8
 """Numbers in one page of memory."""
 
 
-class Large(RegressorMixin, BaseEstimator):
+class Large(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Adds the sum of one number from each page to the sum of a row, and drops the fraction."""
 
     def __init__(self, weights):

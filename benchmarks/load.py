@@ -46,6 +46,8 @@ class Measured:
     failed: int
     sample: str = ""
     """The first wrong answer; empty when there is none."""
+    cpu_ms: float = 0.0
+    """Processor time of the server for each answer, in milliseconds; filled in by those who know the server's processes."""
 
     @property
     def good(self) -> bool:

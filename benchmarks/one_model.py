@@ -6,6 +6,7 @@ the machine does meanwhile hits all of them. Wrong answers, failed connections o
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import load, report
 from benchmarks.models import MODELS, Artifact, prepare
-from benchmarks.processes import ServerError
+from benchmarks.processes import ServerError, cpu_seconds
 from benchmarks.stacks import STACKS, Server, StackError
 
 WORKERS = 2
@@ -81,8 +82,10 @@ def _rounds(
         for stack, server in servers.items():
             for count in clients:
                 load.measure(server.port, artifact.requests, count, WARM_UP_SECONDS, work_dir)
+                before = cpu_seconds(server.pid)
                 found = load.measure(server.port, artifact.requests, count, seconds, work_dir)
-                measured[stack, count].append(found)
+                used = cpu_seconds(server.pid) - before
+                measured[stack, count].append(dataclasses.replace(found, cpu_ms=used * 1e3 / max(found.answers, 1)))
                 print(
                     f"round {round_}  {artifact.model.name:<11}{stack:<8} {count:>2} clients {found.requests_per_second:>8,.0f} a second",
                     f" p50 {found.p50_ms:.2f} ms  p99 {found.p99_ms:.2f} ms",

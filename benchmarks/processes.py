@@ -56,7 +56,30 @@ def family(pid: int) -> list[int]:
 
 def proportional_bytes(pid: int) -> int:
     """The memory of a process and its descendants in bytes: each page's share among all that map it (Pss)."""
-    return sum(_pss(member) for member in family(pid))
+    return _sum(_pss, pid)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time, user and system, that a process and its living descendants have used so far."""
+    return _sum(_ticks, pid) / os.sysconf("SC_CLK_TCK")
+
+
+def _sum(figure: Callable[[int], int], pid: int) -> int:
+    total = 0
+    for member in family(pid):
+        with contextlib.suppress(OSError):  # it has ended since
+            total += figure(member)
+    return total
+
+
+def _ticks(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[11]) + int(fields[12])  # utime and stime
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the program's name: the state, and on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def _pss(pid: int) -> int:
@@ -80,15 +103,18 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(STOP_SECONDS)
-    for pid in members:  # Multi Model Server's launcher, for one, leaves its Java behind
-        if _is_in_session(pid, process.pid):
+    deadline = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < deadline and (left := [pid for pid in members if _lives(pid, process.pid)]):
+        for pid in left:  # Multi Model Server's launcher, for one, leaves its Java behind
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
     process.wait()
 
 
-def _is_in_session(pid: int, session: int) -> bool:
+def _lives(pid: int, session: int) -> bool:
+    """Whether a process is there, is no zombie, and is of a session: its number may have gone to a stranger."""
     try:
-        return os.getsid(pid) == session
-    except ProcessLookupError:
+        return os.getsid(pid) == session and _stat(pid)[0] != "Z"
+    except OSError:
         return False

@@ -42,6 +42,11 @@ class Cell:
     def p99_ms(self) -> float:
         return statistics.median(measured.p99_ms for measured in self.rounds)
 
+    @property
+    def cpu_ms(self) -> float:
+        """Processor time of the server for each answer."""
+        return statistics.median(measured.cpu_ms for measured in self.rounds)
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -61,7 +66,7 @@ class Speed:
 
 def speed_markdown(speed: Speed) -> str:
     """The tables of a run of one_model.py."""
-    return "\n\n".join((_rates(speed), _latencies(speed), _calls(speed)))
+    return "\n\n".join((_rates(speed), _latencies(speed), _processor(speed), _calls(speed)))
 
 
 def machine() -> dict[str, Any]:
@@ -149,6 +154,16 @@ def _tail(cell: Cell) -> str:
     ratio = cell.p99_ms / cell.p50_ms if cell.p50_ms else float("inf")
     verdict = f" (at most {goals.TAIL:g}: {'met' if ratio <= goals.TAIL else 'missed'})"
     return f"{ratio:.2f}" + verdict * (cell.clients == goals.TAIL_CLIENTS)
+
+
+def _processor(speed: Speed) -> str:
+    head = ["processor time for each request, ms", "clients", *(speed.titles[stack] for stack in speed.stacks)]
+    rows = [
+        [speed.titles[model], str(clients), *(f"{speed.cell(model, stack, clients).cpu_ms:.3f}" for stack in speed.stacks)]
+        for model in speed.models
+        for clients in speed.clients
+    ]
+    return as_table(head, rows)
 
 
 def _calls(speed: Speed) -> str:
