@@ -101,10 +101,12 @@ def _predicting(model: Any) -> Callable[[Any], Any]:
     import warnings
 
     def predict(table: Any) -> Any:
-        """scikit-learn says with a ValueError that the rows do not fit the model: the request's fault."""
+        """scikit-learn says with a ValueError that rows do not fit the model, with a TypeError that a cell does not: the request's fault."""
         try:
             return model.predict(table)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
+            if isinstance(error, TypeError) and table.dtype != object:
+                raise
             raise ClientError(f"the rows do not fit the model: {' '.join(str(error).split())}") from error
 
     # The order of the columns is the contract of CSV and of JSON arrays; scikit-learn's reminder at each request says nothing new.
@@ -118,10 +120,23 @@ def _table(value: Any, names: list[str] | None) -> Any:
         value = [value]
     if isinstance(value, list) and value and isinstance(value[0], dict):
         value = _from_records(value, names)
-    table = np.asarray(value) if isinstance(value, list | tuple) else value
+    table = _array(value) if isinstance(value, list | tuple) else value
     if not hasattr(table, "shape"):
         raise ClientError(f"the model takes rows of numbers, shape (rows, columns); this is {type(value).__name__}")
     return table.reshape(1, -1) if len(table.shape) == 1 else table
+
+
+def _array(rows: Any) -> Any:
+    """Numbers as numbers and texts as texts, side by side, as models of mixed columns were fitted; nothing is nan."""
+    try:
+        table = np.asarray(rows)
+    except ValueError as error:
+        raise ClientError("the rows differ in their number of columns") from error
+    if table.dtype.kind in "biuf":
+        return table
+    table = np.array(rows, dtype=object)
+    table[table == None] = np.nan  # noqa: E711 - cell by cell
+    return table
 
 
 def _from_records(records: list[Any], names: list[str] | None) -> Any:
