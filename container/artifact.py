@@ -101,7 +101,7 @@ def _predicting(model: Any) -> Callable[[Any], Any]:
     import warnings
 
     def predict(table: Any) -> Any:
-        """scikit-learn says with a ValueError that rows do not fit the model, with a TypeError that a cell does not: the request's fault."""
+        """scikit-learn says that rows do not fit with a ValueError, that a cell does not with a TypeError: the request's fault."""
         try:
             return model.predict(table)
         except (ValueError, TypeError) as error:

@@ -29,6 +29,11 @@ def pipeline(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def nlp(pipeline):
+    return spacy.load(pipeline)
+
+
 @pytest.mark.parametrize("name", ["model.joblib", "model.pkl", "inner/model.joblib", "b/model.pkl"])
 def test_a_pickled_model_is_found_one_directory_too_deep_with_a_warning(tmp_path, caplog, name):
     (tmp_path / "code").mkdir()
@@ -202,8 +207,8 @@ def ents(*found):
         ([], []),
     ],
 )
-def test_spacy_is_given_texts(pipeline, value, answers):
-    library = artifact.library(spacy.load(pipeline))
+def test_spacy_is_given_texts(nlp, value, answers):
+    library = artifact.library(nlp)
     assert library.to_output(library.predict(library.to_input(value))) == answers
     assert library.name == "spaCy"
 
@@ -220,8 +225,8 @@ def test_spacy_is_given_texts(pipeline, value, answers):
         (None, "item 1 is NoneType"),
     ],
 )
-def test_what_is_no_text_is_the_requests_fault(pipeline, value, said):
-    library = artifact.library(spacy.load(pipeline))
+def test_what_is_no_text_is_the_requests_fault(nlp, value, said):
+    library = artifact.library(nlp)
     with pytest.raises(ClientError, match=f"^{said}: a text was expected, or a list of texts, or objects with a text$"):
         library.to_input(value)
 
