@@ -62,7 +62,10 @@ _oom_kills = [resources.oom_kills()]
 
 
 def on_starting(server: Any) -> None:
-    """Lets the parent see how a worker ended before gunicorn reaps it: gunicorn keeps that to itself."""
+    """Lets the parent see how a worker ended before gunicorn reaps it: gunicorn keeps that to itself. And takes two exit codes out of
+    gunicorn's mouth: it would end all workers where a model ends one with code 3 or 4. The supervisor knows a crash loop when it sees one.
+    """
+    server.WORKER_BOOT_ERROR = server.APP_LOAD_ERROR = -1
     reap = server.reap_workers
 
     def look_then_reap() -> None:
