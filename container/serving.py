@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -49,6 +50,7 @@ def one_model(settings: Settings) -> Supervisor:
     granted = resources.granted()
     plan = resources.plan(settings, granted, PROGRAM_DIR)
     nginx = find_nginx(settings.search_path)
+    _refuse_taken_port(settings)
     (run_dir / "metrics").mkdir()
     configuration = nginx_configuration((PROGRAM_DIR / "nginx.conf").read_text(), _directives(settings, plan.workers, run_dir))
     (run_dir / "nginx.conf").write_text(configuration)
@@ -71,6 +73,19 @@ def one_model(settings: Settings) -> Supervisor:
         forward=(_access_log(run_dir),),
         on_ready=lambda: log.info("ready: POST http://127.0.0.1:%d/invocations", settings.port),
     )
+
+
+def _refuse_taken_port(settings: Settings) -> None:
+    """nginx would try for a while, say it in a line of its own and end with a code that names nothing."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", settings.port))
+        except OSError as error:
+            raise StartupError(
+                f"port {settings.port} ({settings.source('port')}) cannot be listened on: {error.strerror}; "
+                "end the program that has it, or set SAGEMAKER_BIND_TO_PORT"
+            ) from error
 
 
 def _from_anywhere(settings: Settings) -> dict[str, str]:
