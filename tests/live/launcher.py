@@ -53,7 +53,7 @@ class Launcher(AbstractContextManager["Launcher"]):
         base = self.base_dir()
         if script:
             (base / "model" / "code").mkdir()
-            shutil.copy(SCRIPTS / f"{script}.py", base / "model" / "code" / "inference.py")
+            self.copy(script, base / "model" / "code" / "inference.py")
         if model:
             model(base / "model")
         server = self.run("serve", base, {"SAGEMAKER_MODEL_SERVER_WORKERS": "2"} | dict(env or {}), docker)
@@ -61,11 +61,17 @@ class Launcher(AbstractContextManager["Launcher"]):
             server.await_ready()
         return server
 
-    def base_dir(self) -> Path:
-        """A new directory with an empty model directory: what /opt/ml is to be."""
+    @staticmethod
+    def copy(script: str, path: Path) -> None:
+        """A script of tests/fixtureapps, as a user's file."""
+        shutil.copy(SCRIPTS / f"{script}.py", path)
+
+    def base_dir(self, *directories: str) -> Path:
+        """What /opt/ml is to be: a new directory with an empty model directory, and others."""
         base = Path(tempfile.mkdtemp(prefix="ml-", dir=self._folder))
         base.chmod(0o755)
-        (base / "model").mkdir()
+        for name in ("model", *directories):
+            (base / name).mkdir(parents=True)
         return base
 
     def run(self, word: str, base: Path, env: Mapping[str, str], docker: Sequence[str] = ()) -> Server:

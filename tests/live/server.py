@@ -26,10 +26,13 @@ for path in pathlib.Path("/proc").glob("[0-9]*"):
     try:
         state, parent = (path / "stat").read_text().rpartition(")")[2].split()[:2]
         command = (path / "cmdline").read_bytes().replace(b"\\0", b" ").decode(errors="replace")
-        share = re.search(r"^Pss: +(\\d+)", (path / "smaps_rollup").read_text(), re.M) if state != "Z" else None
     except OSError:
         continue
-    found.append((int(path.name), int(parent), command, int(share[1]) if share else 0))
+    try:
+        share = int(re.search(r"^Pss: +(\\d+)", (path / "smaps_rollup").read_text(), re.M)[1])
+    except (OSError, TypeError):  # another user's, or a zombie
+        share = 0
+    found.append((int(path.name), int(parent), command, share))
 tree = {root}
 for _ in found:
     tree |= {pid for pid, parent, *_ in found if parent in tree}
@@ -55,7 +58,7 @@ KILL = "import os, sys; os.kill(int(sys.argv[1]), int(sys.argv[2]))"
 
 @dataclass(frozen=True)
 class Process:
-    """role: serve, gunicorn, worker, nginx, nginx worker, or empty. memory: bytes, shared pages in proportion."""
+    """role: serve, gunicorn, worker, nginx, nginx worker, or empty. memory: bytes, shared pages in proportion; 0 if not shown."""
 
     pid: int
     role: str

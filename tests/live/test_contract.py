@@ -330,13 +330,9 @@ READ_ONLY = ["--read-only", "--tmpfs", "/tmp"]
 )
 def test_16_sandboxes(start, docker):
     server = start("defaults", docker=docker)
-    assert server.post("1,2").json() == shared_answer(server)
+    assert server.post("1,2", accept="text/csv").text.strip() == "3"
     server.signal(signal.SIGTERM)
     assert server.wait() == 0
-
-
-def shared_answer(server):
-    return server.post("[[1, 2]]", "application/json").json()
 
 
 ASK_INSIDE = """
