@@ -194,10 +194,10 @@ class _Hooks:
     def encode(self, prediction: Any, request: Request) -> Response:
         if self.output_fn:
             accept = _accept(request, self._settings)
-            return _own_response(self.output_fn(prediction, accept, context=request.context), accept, request)
+            return _own_response(self.output_fn(prediction, accept, context=request.context), request, self._settings)
         content_type = codecs.negotiate(request.accept, self._settings.default_accept)
-        if self.library and not isinstance(prediction, Iterator):
-            prediction = self.library.to_output(prediction)
+        if not isinstance(prediction, Iterator | bytes):
+            prediction = codecs.encode(self.library.to_output(prediction) if self.library else prediction, content_type)
         return Response(_body(prediction, content_type), content_type, headers=request.context.response_headers)
 
 
@@ -214,7 +214,7 @@ class _Transform:
         return self._transform_fn(self._model, *data, context=context)
 
     def encode(self, prediction: Any, request: Request) -> Response:
-        return _own_response(prediction, _accept(request, self._settings), request)
+        return _own_response(prediction, request, self._settings)
 
 
 def _script_body(request: Request) -> tuple[str | bytes, str]:
@@ -228,12 +228,13 @@ def _accept(request: Request, settings: Settings) -> str:
     return request.accept if request.accept.strip() not in ("", "*/*") else settings.default_accept
 
 
-def _own_response(result: Any, accept: str, request: Request) -> Response:
-    """The answer of a user's function: body, or (body, content type)."""
+def _own_response(result: Any, request: Request, settings: Settings) -> Response:
+    """The answer of a user's function: body, or (body, content type). A body alone is taken to be what was asked for first."""
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], str):
         body, content_type = result
     else:
-        body, content_type = result, accept.partition(",")[0].partition(";")[0].strip()
+        first = _accept(request, settings).partition(",")[0].partition(";")[0].strip()
+        body, content_type = result, settings.default_accept if "*" in first else first
     headers = dict(request.context.response_headers)
     content_type = headers.pop("Content-Type", content_type)
     return Response(_body(body, content_type), content_type, headers=headers)
