@@ -41,7 +41,6 @@ def error_of(answer):
         (http(method="DELETE", headers=CLOSE), 405, "accepted is POST"),
         (http(method="TRACE", headers=CLOSE), 405, "accepted is POST"),
         (http(method="NONSENSE-OF-A-METHOD-NAME", headers=CLOSE), 405, "accepted is POST"),
-        (http(method="CONNECT", headers=CLOSE), 400, "not a valid HTTP request"),
         (http(method="GET", path="/../..", headers=CLOSE), 400, "not a valid HTTP request"),
         (http(method="GET", path="/ping%00", headers=CLOSE), 400, "not a valid HTTP request"),
         (http(headers=CLOSE + "Content-Length: 99999999\r\n").replace(b"Content-Length: 0\r\n", b""), 413, "SAGEMAKER_MAX_PAYLOAD_IN_MB"),

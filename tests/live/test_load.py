@@ -1,0 +1,77 @@
+"""Many requests at once: nobody waits needlessly, no answer is mixed up, none that was accepted is lost."""
+
+import signal
+import time
+
+import pytest
+
+from tests.live.clients import clients, send
+from tests.live.launcher import on_host
+from tests.live.load import Load
+from tests.waiting import until
+
+pytestmark = pytest.mark.live
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+@pytest.mark.parametrize("script", ["sleepy", "batches"])
+@on_host
+def test_a_long_prediction_holds_up_nobody_while_another_worker_is_idle(start, script, warm):
+    server = start(script)
+    with clients(24) as pool:
+        if warm:
+            for answer in [send(pool, server, 0) for _ in range(400)]:
+                assert answer.result().status_code == 200
+        long = send(pool, server, 4)
+        server.await_log("began 4\n")
+        seconds = [send(pool, server, 0).result().elapsed.total_seconds() for _ in range(30)]
+        together = [send(pool, server, 0.001) for _ in range(60)]
+        seconds += [answer.result().elapsed.total_seconds() for answer in together]
+        assert not long.done()
+        assert long.result().status_code == 200
+    assert max(seconds) < 1.5
+
+
+@on_host
+def test_long_predictions_are_spread_over_idle_workers(start):
+    server = start("sleepy")
+    with clients() as pool:
+        before = time.monotonic()
+        answers = [send(pool, server, 2).result for _ in range(2)]
+        assert len({answer().json()["pid"] for answer in answers}) == 2
+        assert time.monotonic() - before < 3.5
+
+
+def test_no_accepted_request_is_lost_to_sigterm(start):
+    server = start("doubles")
+    with Load(server, clients=24) as load:
+        until(lambda: load.statuses()[200] > 500, 30, "500 answers")
+        stopped = time.monotonic()
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    assert time.monotonic() - stopped < 30
+    assert load.wrong() == []
+    assert set(load.statuses()) <= {200, 503, 0}
+    lost = [outcome for outcome in load.outcomes if outcome.status == 0 and (outcome.opened < stopped or outcome.began)]
+    assert lost == []
+
+
+@on_host
+def test_workers_are_killed_under_load(start):
+    server, kills = start("doubles"), 4
+    with Load(server, clients=32) as load:
+        for number in range(kills):
+            _await_answers(load, 500)
+            server.kill(server.pids("worker")[number % 2])
+            until(lambda: len(server.pids("worker")) == 2, 20, "a new worker")
+        _await_answers(load, 500)
+    assert server.ended() is None
+    assert load.wrong() == []
+    assert set(load.statuses()) <= {200, 502}
+    assert load.statuses()[502] <= 32 * kills
+    assert server.logs().count("was killed by SIGKILL (not for want of memory)") == kills
+
+
+def _await_answers(load, count):
+    before = load.statuses()[200]
+    until(lambda: load.statuses()[200] >= before + count, 30, f"{count} further answers")
