@@ -1,0 +1,130 @@
+"""What workers count, as Prometheus reads it."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from container import metrics, resources
+from container.metrics import Counters
+
+ROOT = Path(__file__).parent.parent
+
+
+def samples(text):
+    """(name, labels) -> value of Prometheus text."""
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def test_answers_are_counted_by_status(tmp_path):
+    counters = Counters.of_worker(tmp_path, 0, os.getpid())
+    for status in (200, 200, 400, 503, 499, 418):
+        counters.count(status)
+    counters.answered(200, 0, 0, 0, 0, 1)
+    found = samples(metrics.text(tmp_path))
+    counted = {
+        status: value for (name, status), value in ((k, v) for k, v in found.items() if len(k) == 2) if name == "berth_requests_total"
+    }
+    assert {status: value for status, value in counted.items() if value} == {"200": 3, "400": 1, "503": 1, "other": 2}
+    assert set(counted) == {*map(str, metrics.STATUSES), "other"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "first"),
+    [(0.0, 0.0001), (0.0001, 0.0001), (0.00011, 0.00025), (0.003, 0.005), (60.0, 60.0), (60.1, float("inf")), (1e9, float("inf"))],
+)
+@pytest.mark.parametrize("phase", metrics.PHASES)
+def test_each_phase_has_its_histogram(tmp_path, phase, seconds, first):
+    spent = {name: seconds if name == phase else 0.0 for name in metrics.PHASES}
+    Counters.of_worker(tmp_path, 0, 1).answered(200, **spent, batch_size=1)
+    found = samples(metrics.text(tmp_path))
+    counts = {float(key[2]): value for key, value in found.items() if key[:2] == ("berth_request_seconds_bucket", phase)}
+    assert counts == {bound: float(bound >= first) for bound in (*metrics.SECONDS, float("inf"))}
+    assert found["berth_request_seconds_count", phase] == 1
+    assert found["berth_request_seconds_sum", phase] == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(("size", "first"), [(1, 1), (2, 2), (3, 4), (128, 128), (129, float("inf"))])
+def test_batch_sizes_have_theirs(tmp_path, size, first):
+    Counters.of_worker(tmp_path, 0, 1).answered(200, 0, 0, 0, 0, size)
+    found = samples(metrics.text(tmp_path))
+    counts = {float(key[1]): value for key, value in found.items() if key[0] == "berth_batch_size_bucket"}
+    assert counts == {bound: float(bound >= first) for bound in (*metrics.SIZES, float("inf"))}
+    assert found[("berth_batch_size_sum",)] == size
+
+
+def test_workers_are_summed_and_their_memory_is_told_apart(tmp_path):
+    first, second = (Counters.of_worker(tmp_path, slot, os.getpid()) for slot in (0, 1))
+    Counters.of_worker(tmp_path, 10, 2**22 + 1)  # no process has this number
+    for counters, seconds in ((first, 1.5), (second, 2.5)):
+        counters.loaded(seconds)
+        counters.answered(200, 0.5, 0.1, 0.2, 0.3, 4)
+    found = samples(metrics.text(tmp_path))
+    assert found["berth_requests_total", "200"] == 2
+    assert found["berth_request_seconds_sum", "queue"] == 1.0
+    assert found[("berth_model_load_seconds",)] == 2.5
+    assert found["berth_worker_memory_bytes", "0"] == pytest.approx(resources.rss(), rel=0.5)
+    assert found["berth_worker_memory_bytes", "10"] == 0
+
+
+def test_a_replacement_goes_on_counting_where_the_worker_before_it_ended(tmp_path):
+    Counters.of_worker(tmp_path, 0, 100).count(200)
+    Counters.of_worker(tmp_path, 0, os.getpid()).count(200)
+    found = samples(metrics.text(tmp_path))
+    assert found["berth_requests_total", "200"] == 2
+    assert found["berth_worker_memory_bytes", "0"] > 0
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\0" * 8], ids=["no worker", "an empty file", "a short file"])
+def test_before_anything_is_counted_all_is_zero(tmp_path, content):
+    if content is not None:
+        (tmp_path / "worker-0").write_bytes(content)
+    found = samples(metrics.text(tmp_path))
+    assert found["berth_requests_total", "200"] == 0
+    assert set(found.values()) == {0}
+
+
+def test_counts_without_a_file_stay_in_the_process(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Counters().answered(200, 0, 0, 0, 0, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_served_on_the_socket_is_the_text(tmp_path):
+    """In a process of its own, for the thread that answers has no end."""
+    (tmp_path / "metrics").mkdir()
+    Counters.of_worker(tmp_path / "metrics", 0, 1).count(200)
+    address = tmp_path / "metrics.sock"
+    source = (
+        "import sys\nfrom pathlib import Path\nfrom container import metrics\n"
+        "metrics.serve(Path(sys.argv[1]), Path(sys.argv[2]))\nprint('listens', flush=True)\nsys.stdin.read()\n"
+    )
+    argv = (sys.executable, "-c", source, str(address), str(tmp_path / "metrics"))
+    with subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"listens\n"
+        assert address.stat().st_mode & 0o777 == 0o666
+        for _ in range(2):
+            head, _, body = get(address).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4")
+            assert f"Content-Length: {len(body)}".encode() in head
+            assert samples(body)["berth_requests_total", "200"] == 1
+        server.communicate(timeout=10)
+    assert server.returncode == 0
+
+
+def get(address):
+    """All that a GET of a unix socket is answered with."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(address))
+        client.sendall(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")
+        return b"".join(iter(lambda: client.recv(65536), b""))
