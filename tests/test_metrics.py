@@ -16,9 +16,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def samples(text):
-    """(name, labels) -> value of Prometheus text."""
+    """(name, labels in the order of their names) -> value of Prometheus text."""
     return {
-        (sample.name, *sample.labels.values()): sample.value
+        (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
         for family in text_string_to_metric_families(text.decode())
         for sample in family.samples
     }
@@ -30,9 +30,7 @@ def test_answers_are_counted_by_status(tmp_path):
         counters.count(status)
     counters.answered(200, 0, 0, 0, 0, 1)
     found = samples(metrics.text(tmp_path))
-    counted = {
-        status: value for (name, status), value in ((k, v) for k, v in found.items() if len(k) == 2) if name == "berth_requests_total"
-    }
+    counted = {key[1]: value for key, value in found.items() if key[0] == "berth_requests_total"}
     assert {status: value for status, value in counted.items() if value} == {"200": 3, "400": 1, "503": 1, "other": 2}
     assert set(counted) == {*map(str, metrics.STATUSES), "other"}
 
@@ -46,7 +44,7 @@ def test_each_phase_has_its_histogram(tmp_path, phase, seconds, first):
     spent = {name: seconds if name == phase else 0.0 for name in metrics.PHASES}
     Counters.of_worker(tmp_path, 0, 1).answered(200, **spent, batch_size=1)
     found = samples(metrics.text(tmp_path))
-    counts = {float(key[2]): value for key, value in found.items() if key[:2] == ("berth_request_seconds_bucket", phase)}
+    counts = {float(key[1]): value for key, value in found.items() if key[::2] == ("berth_request_seconds_bucket", phase)}
     assert counts == {bound: float(bound >= first) for bound in (*metrics.SECONDS, float("inf"))}
     assert found["berth_request_seconds_count", phase] == 1
     assert found["berth_request_seconds_sum", phase] == pytest.approx(seconds)
