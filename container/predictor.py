@@ -12,7 +12,7 @@ import numpy as np
 
 from container import artifact, codecs, user_code, versions
 from container.artifact import Library
-from container.errors import ClientError, ServingError, StartupError
+from container.errors import ClientError, NotAcceptable, ServingError, StartupError
 from container.message import Context, Request, Response
 from container.settings import Settings
 from container.user_code import Hook, Script
@@ -162,7 +162,7 @@ class _ArtifactFunctions:
 
     def encode(self, prediction: Any, request: Request) -> Response:
         content_type = codecs.negotiate(request.accept, self._default_accept)
-        return Response(codecs.encode(self.library.to_output(prediction), content_type), content_type)
+        return Response(_encoded(self.library.to_output(prediction), content_type, request), content_type)
 
 
 class _Hooks:
@@ -197,7 +197,7 @@ class _Hooks:
             return _own_response(self.output_fn(prediction, accept, context=request.context), request, self._settings)
         content_type = codecs.negotiate(request.accept, self._settings.default_accept)
         if not isinstance(prediction, Iterator | bytes):
-            prediction = codecs.encode(self.library.to_output(prediction) if self.library else prediction, content_type)
+            prediction = _encoded(self.library.to_output(prediction) if self.library else prediction, content_type, request)
         return Response(_body(prediction, content_type), content_type, headers=request.context.response_headers)
 
 
@@ -226,6 +226,16 @@ def _script_body(request: Request) -> tuple[str | bytes, str]:
 def _accept(request: Request, settings: Settings) -> str:
     """What the user's output_fn is told: the header as it came; the default if there is none, or any type will do."""
     return request.accept if request.accept.strip() not in ("", "*/*") else settings.default_accept
+
+
+def _encoded(value: Any, content_type: str, request: Request) -> bytes:
+    """codecs.encode. That a prediction cannot be written as a type which the client chose is no fault of the model."""
+    try:
+        return codecs.encode(value, content_type)
+    except ServingError as error:
+        if request.accept.strip() in ("", "*/*"):
+            raise
+        raise NotAcceptable(error.message) from error
 
 
 def _own_response(result: Any, request: Request, settings: Settings) -> Response:
