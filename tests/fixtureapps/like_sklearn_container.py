@@ -1,4 +1,5 @@
 """As scripts for the SageMaker scikit-learn container are written: one file that trains when it is run, and serves when it is imported."""
+# ruff: noqa: PTH118, PTH123, PTH208
 
 import argparse
 import csv

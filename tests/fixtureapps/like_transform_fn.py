@@ -1,5 +1,5 @@
 """As scripts with a transform_fn are written: the whole way of a request in one function."""
-# ruff: noqa: B905, PTH (written as those scripts are)
+# ruff: noqa: B905, PTH118, PTH123
 
 import json
 import os

@@ -142,6 +142,7 @@ def test_08_content_type_and_accept(shared, content_type, accept):
     [
         ("defaults", "1,2", "image/png", None, 415, "text/csv"),
         ("defaults", "1,2", "text/csv", "image/png", 406, "application/json"),
+        ("defaults", "1,2", "text/csv", "application/octet-stream", 406, "application/json"),
         ("defaults", '{"instances": [', "application/json", None, 400, "JSON"),
         ("defaults", b"\xff\xfe\x00", "text/csv", None, 400, "utf-8"),
         ("raises", "input_fn", "text/csv", None, 400, "expected a number"),
@@ -175,6 +176,15 @@ def test_10_unknown_headers_are_no_obstacle(shared):
     headers = {f"X-Amzn-Unknown-{number}": "x" * 1024 for number in range(16)}
     headers |= {"X-Forwarded-For": "10.0.0.1, 10.0.0.2", "X-Forwarded-Proto": "https", "X-Amzn-Trace-Id": "Root=1-2-3;Sampled=1"}
     assert shared("echo").post("1", headers=headers).text == "1"
+
+
+@pytest.mark.parametrize("headers", [{"X-Long": "x" * 30000}, {f"X-{number}": "" for number in range(150)}], ids=["long", "many"])
+def test_10_large_headers_are_no_obstacle(shared, headers):
+    assert shared("echo").post("1", headers=headers).text == "1"
+
+
+def test_10_neither_is_a_long_query(shared):
+    assert shared("echo").request("POST", f"/invocations?{'x' * 20000}", data="1").text == "1"
 
 
 def test_11_the_platforms_headers_reach_the_script(shared):
