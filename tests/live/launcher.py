@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -24,18 +24,17 @@ class Launcher(AbstractContextManager["Launcher"]):
 
     def __init__(self, image: str | None, label: str) -> None:
         self._image, self._label = image, label
-        self._servers: list[Server] = []
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         # not pytest's: nginx, started by root, becomes another user and must be able to enter
         self._folder = Path(tempfile.mkdtemp(prefix="berth-live-"))
         self._folder.chmod(0o755)
+        self._stack.callback(shutil.rmtree, self._folder)
         return self
 
     def __exit__(self, *error: object) -> None:
-        for server in self._servers:
-            server.remove()
-        shutil.rmtree(self._folder)
+        self._stack.close()
 
     def __call__(
         self,
@@ -83,7 +82,7 @@ class Launcher(AbstractContextManager["Launcher"]):
             server = HostServer(base, folder, env, word)
         else:
             server = DockerServer(self._image, self._label, base, env, docker, word)
-        self._servers.append(server)
+        self._stack.callback(server.remove)
         return server
 
     def leftovers(self) -> list[str]:

@@ -28,10 +28,7 @@ class Outcome:
 
 @dataclass
 class Load:
-    """Clients that send numbers to be doubled until they are stopped, each number once, each on a connection of its own.
-
-    A client ends by itself when the server refuses connections after `stop`.
-    """
+    """Clients that send numbers to be doubled until they are stopped, each number once, each on a connection of its own."""
 
     server: Server
     clients: int
@@ -60,6 +57,12 @@ class Load:
 
     def statuses(self) -> Counter[int]:
         return Counter(outcome.status for outcome in self.outcomes)
+
+    def lost(self, stopped: float) -> list[Outcome]:
+        """Accepted requests without a whole answer. Not accepted is one whose connection was opened after SIGTERM (`stopped`, seconds,
+        time.monotonic()) and was refused or closed before any byte of an answer.
+        """
+        return [outcome for outcome in self.outcomes if outcome.status == 0 and (outcome.opened < stopped or outcome.began)]
 
     def wrong(self) -> list[str]:
         """What was wrong with answers: a number that is not twice the one sent, an error that is not JSON."""

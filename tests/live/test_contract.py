@@ -75,6 +75,12 @@ def test_05_it_is_ready_soon(start):
     assert time.monotonic() - before < 60
 
 
+def test_05_serverless_is_one_worker(start):
+    server = start("echo", env={"MODEL_SERVER_PROFILE": "serverless"})
+    assert len(server.pids("worker")) == 1
+    assert server.post("1").text == "1"
+
+
 def test_06_connections_are_accepted_while_all_workers_compute(start):
     server = start("sleepy")
     with busy(server, 55):
