@@ -10,6 +10,7 @@ import pytest
 
 from container import events, supervisor
 from container.supervisor import Command, Supervisor
+from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
 DEADLINE = 20
@@ -200,7 +201,8 @@ def test_who_does_not_end_is_killed_after_the_grace(run, tmp_path, caplog):
 def test_what_a_command_leaves_behind_ends_with_it(run, tmp_path):
     left = f"sleep 1000 & echo $! > {tmp_path}/pid; exit 5"
     assert run(shell("leaves", left)) == 5
-    assert not supervisor.alive(int((tmp_path / "pid").read_text()))
+    left_behind = int((tmp_path / "pid").read_text())
+    until(lambda: not supervisor.alive(left_behind), DEADLINE, "the end of what was left behind")
 
 
 def test_a_command_that_cannot_be_started_leaves_none_of_the_others(run):
