@@ -38,28 +38,30 @@ class Batcher:
     predict_many: (data, context) pairs -> outcomes, one each; an exception as an outcome is raised to its request.
     max_wait: seconds; a request that has waited longer is refused with 503.
     is_alone: true if no other request can possibly be on its way into this process; saves the look around.
-    on_full, on_room: told when a further request would have to wait for the batch after the next, so had better go to another worker.
+    is_enough: whether so many waiting requests are enough for this process. on_enough, on_room: told when they are, and when they are
+    not any more; in between new requests had better go to another process.
     """
 
     predict_many: Callable[[Sequence[tuple[Any, Any]]], list[Any]]
     max_size: int
     max_wait: float
     is_alone: Callable[[], bool] = lambda: False
-    on_full: Callable[[], None] = lambda: None
+    is_enough: Callable[[int], bool] = lambda waiting: False
+    on_enough: Callable[[], None] = lambda: None
     on_room: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.time
     _queue: deque[Waiting] = field(default_factory=deque)
     _busy: bool = False
-    _full: bool = False
+    _enough: bool = False
 
     def predict(self, item: Waiting) -> Any:
         """The outcome for one request. Raises Unavailable, DeadlineExceeded or ClientGone if it was not begun, else what predict_many put
         in the outcome's place. While the outcome is an iterator the turn stays with it: `release` must be called when it is used up.
         """
         self._queue.append(item)
-        if len(self._queue) >= self.max_size and not self._full:
-            self._full = True
-            self.on_full()
+        if not self._enough and self.is_enough(len(self._queue)):
+            self._enough = True
+            self.on_enough()
         if self._busy:
             item.turn = Event()
             item.turn.wait()
@@ -73,8 +75,8 @@ class Batcher:
 
     def release(self) -> None:
         """Passes the turn to the head of the queue."""
-        if self._full and len(self._queue) < self.max_size:
-            self._full = False
+        if self._enough and not self.is_enough(len(self._queue)):
+            self._enough = False
             self.on_room()
         if self._queue:
             head = self._queue[0]

@@ -1,6 +1,7 @@
 """gunicorn's settings and hooks. gunicorn reads this file by itself: `gunicorn -c container/gunicorn_conf.py wsgi:app`."""
 
 import logging
+import mmap
 import os
 import signal
 from pathlib import Path
@@ -57,6 +58,8 @@ class GunicornLogger(Logger):
 
 
 logger_class = GunicornLogger
+_connections = memoryview(mmap.mmap(-1, 8 * workers)).cast("q")
+"""How many connections each worker has; made before the fork, so shared by all."""
 _oom_kills = [resources.oom_kills()]
 """The kernel's count when it was looked at last."""
 
@@ -86,6 +89,7 @@ def pre_fork(server: Any, worker: Any) -> None:
     taken = {other.slot for other in server.WORKERS.values()}
     worker.slot = min(set(range(len(taken) + 1)) - taken)
     worker.run_dir = _settings.run_dir
+    worker.connections = _connections
 
 
 def post_worker_init(worker: Any) -> None:

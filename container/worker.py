@@ -5,7 +5,8 @@ import logging
 import os
 import threading
 import time
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import gevent
 from gevent import socket
 from gevent.pool import Pool
 from gevent.server import StreamServer
-from gunicorn.http import wsgi
+from gunicorn import http
+from gunicorn.http.errors import NoMoreData
+from gunicorn.http.wsgi import base_environ
+from gunicorn.util import unquote_to_wsgi_str
 from gunicorn.workers.ggevent import GeventWorker
 
 from container import events
@@ -23,10 +27,12 @@ log = logging.getLogger(__name__)
 
 
 class Worker(GeventWorker):
-    """slot: 0 to workers - 1; a replacement takes the slot of the worker that it replaces."""
+    """slot: 0 to workers - 1; a replacement takes the slot of the worker that it replaces.
+    connections: how many each worker has, by slot, in memory that all workers share.
+    """
 
     slot: int = 0
-    connections: int = 0
+    connections: Any = memoryview(bytearray(8)).cast("q")
     answered: bool = False
     run_dir: Path | None = None
 
@@ -44,27 +50,24 @@ class Worker(GeventWorker):
                 self.tmp.notify()
 
         self._loaded = loading.set
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-        thread.start()
+        threading.Thread(target=beat, name="heartbeat", daemon=True).start()
         super().init_process()
 
     def run(self) -> None:
         self._loaded()
-        # gunicorn looks its settings up 17 times a request, each time through two calls; after this they are plain attributes
+        self.connections[self.slot] = 0
+        # gunicorn looks its settings up many times a request, each time through two calls; after this they are plain attributes
         vars(self.cfg).update({name: setting.get() for name, setting in self.cfg.settings.items()})
+        self._environ: dict[str, Any] = {
+            **base_environ(self.cfg),
+            "SCRIPT_NAME": "",
+            "SERVER_NAME": "localhost",
+            "SERVER_PORT": "",
+            "REMOTE_ADDR": "",
+            "wsgi.url_scheme": "http",
+        }
         servers = [self._server(listener) for listener in self.sockets]
-
-        def stop_accepting() -> None:
-            for server in servers:
-                server.stop_accepting()
-
-        def start_accepting() -> None:
-            for server in servers:
-                if server.started:
-                    server.start_accepting()
-
-        batcher = self.application.batcher
-        batcher.is_alone, batcher.on_full, batcher.on_room = (lambda: self.connections <= 1), stop_accepting, start_accepting
+        self._gather(self.application, servers)
         for server in servers:
             server.start()
         while self.alive:
@@ -86,51 +89,103 @@ class Worker(GeventWorker):
         server.max_accept = 1  # the next connection may be better off with another worker
         return server
 
+    def _gather(self, app: App, servers: Sequence[StreamServer]) -> None:
+        """Tells the batcher when this worker has enough: then new connections are left to the others until the prediction is made."""
+
+        def stop_accepting() -> None:
+            for server in servers:
+                server.stop_accepting()
+
+        def start_accepting() -> None:
+            for server in servers:
+                if server.started:
+                    server.start_accepting()
+
+        most = app.batcher.max_size
+        app.batcher.is_alone = lambda: self.connections[self.slot] <= 1
+        app.batcher.is_enough = lambda waiting: waiting >= most or (waiting > 0 and self._surplus() > 0)
+        app.batcher.on_enough, app.batcher.on_room = stop_accepting, start_accepting
+
+    def _surplus(self) -> int:
+        """How many connections this worker has more than the one that has fewest."""
+        return int(self.connections[self.slot] - min(self.connections))
+
     def _drain(self) -> None:
         """Waits for the requests in flight; nginx has closed the idle connections before gunicorn is told to stop."""
         end = time.monotonic() + self.cfg.graceful_timeout
-        while self.connections and time.monotonic() < end:
+        while self.connections[self.slot] and time.monotonic() < end:
             self.notify()
             gevent.sleep(0.1)
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
-        self.connections += 1
+        """One connection from nginx, which closes it when it has been idle."""
+        self.connections[self.slot] += 1
+        request = None
         try:
-            super().handle(listener, client, addr)
+            parser = http.get_parser(self.cfg, client, addr)
+            keep = True
+            while keep and self.alive:
+                request = next(parser)
+                keep = self._exchange(request, client) and not request.should_close()
+        except (StopIteration, NoMoreData, OSError):
+            return  # nginx has closed the connection
+        except Exception as error:
+            self.handle_error(request, client, addr, error)
         finally:
-            self.connections -= 1
+            self.connections[self.slot] -= 1
+            client.close()
 
-    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> bool:
-        """gunicorn's own, without what nginx has done already; gives the application the means to close the connection."""
-        resp: Any
-        resp, environ = wsgi.create(req, sock, addr, listener_name, self.cfg)
-        resp.sock = gathered = _Gathered(sock)
-        environ["berth.close"] = resp.force_close
-        if not self.alive:
-            resp.force_close()
-        parts = self.wsgi(environ, resp.start_response)
+    def _exchange(self, request: Any, client: Any) -> bool:
+        """One request and its answer, in one system call if it is no stream. Returns whether the connection may be kept.
+
+        This is gunicorn's handle_request without what nginx has done already, in a third of the time.
+        """
+        answer = _Answer()
+        environ = self._request_environ(request, client)
+        environ["berth.close"] = answer.close
+        parts = self.application(environ, answer.start)
         try:
-            for part in parts:
-                resp.write(part)
-                if resp.chunked:
-                    gathered.flush()
-            resp.close()
-            gathered.flush()
-        except OSError:
-            raise  # nginx has closed the connection: the client is gone
-        except Exception:
-            sock.close()  # in the middle of a stream: an honest end would tell the client that it was whole
-            raise StopIteration from None
+            if self._surplus() > 1 or not self.alive:
+                answer.close()
+            if answer.streamed:
+                self._stream(answer, parts, client)
+            else:
+                client.sendall(answer.head() + (b"" if request.method == "HEAD" else b"".join(parts)))
         finally:
             close = getattr(parts, "close", None)
             if close:
                 close()
-        if not self.answered and resp.status_code == 200:
+        if not self.answered and answer.status.startswith("200"):
             self.answered = True
             events.tell(self.run_dir, events.ANSWERED, slot=self.slot, pid=self.pid)
-        if resp.should_close():
-            raise StopIteration
-        return True
+        return answer.keep
+
+    def _stream(self, answer: "_Answer", parts: Iterable[bytes], client: Any) -> None:
+        client.sendall(answer.head())
+        try:
+            for part in parts:
+                if part:
+                    client.sendall(b"%X\r\n%b\r\n" % (len(part), part))
+        except OSError:
+            raise
+        except Exception:
+            answer.close()  # an honest end would tell the client that the stream was whole
+            return
+        client.sendall(b"0\r\n\r\n")
+
+    def _request_environ(self, request: Any, client: Any) -> dict[str, Any]:
+        environ = dict(self._environ)
+        environ["REQUEST_METHOD"] = request.method
+        environ["RAW_URI"] = request.uri
+        environ["PATH_INFO"] = unquote_to_wsgi_str(request.path)
+        environ["QUERY_STRING"] = request.query
+        environ["SERVER_PROTOCOL"] = "HTTP/1.1"
+        environ["wsgi.input"] = request.body
+        environ["gunicorn.socket"] = client
+        for name, value in request.headers:
+            key = _environ_key(name)
+            environ[key] = f"{environ[key]},{value}" if key in environ else value
+        return environ
 
     def handle_abort(self, sig: int, frame: Any) -> None:
         """gunicorn's signal to a worker whose heart stood still: a prediction took longer than any client waits."""
@@ -138,18 +193,35 @@ class Worker(GeventWorker):
         os._exit(1)
 
 
-class _Gathered:
-    """Takes the place of a socket for gunicorn's Response: headers and body leave in one system call, which wakes nginx once."""
+class _Answer:
+    """What the application says of its answer, and the bytes that say it to nginx, which adds Date and Server."""
 
-    __slots__ = ("_parts", "_sock")
+    __slots__ = ("headers", "keep", "status", "streamed")
 
-    def __init__(self, sock: Any) -> None:
-        self._sock, self._parts = sock, list[bytes]()
+    def __init__(self) -> None:
+        self.status, self.keep, self.streamed = "", True, True
+        self.headers: list[tuple[str, str]] = []
 
-    def sendall(self, data: bytes) -> None:
-        self._parts.append(data)
+    def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], None]:
+        self.status, self.headers = status, headers
+        self.streamed = all(name != "Content-Length" for name, _ in headers)
+        return _no_write
 
-    def flush(self) -> None:
-        if self._parts:
-            data, self._parts = b"".join(self._parts), []
-            self._sock.sendall(data)
+    def close(self) -> None:
+        self.keep = False
+
+    def head(self) -> bytes:
+        lines = [f"HTTP/1.1 {self.status}\r\n", *(f"{name}: {value}\r\n" for name, value in self.headers)]
+        lines.append("Connection: keep-alive\r\n" if self.keep else "Connection: close\r\n")
+        lines.append("Transfer-Encoding: chunked\r\n\r\n" if self.streamed else "\r\n")
+        return "".join(lines).encode("latin-1")
+
+
+def _no_write(data: bytes) -> None:
+    raise NotImplementedError("Flask does not use WSGI's write()")
+
+
+@lru_cache(maxsize=256)
+def _environ_key(name: str) -> str:
+    key = name.upper().replace("-", "_")
+    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key
