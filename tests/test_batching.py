@@ -124,7 +124,12 @@ def test_nobody_is_passed_over_whatever_comes_when(seed):
 
     model = Model(lambda data: ValueError(data) if data.startswith("fails") else data.upper(), during)
     tried = batcher(
-        model, size, is_alone=lambda: chance.random() < 0.2, on_full=lambda: events.append("full"), on_room=lambda: events.append("room")
+        model,
+        size,
+        is_alone=lambda: chance.random() < 0.2,
+        is_enough=lambda waiting: waiting >= size or (waiting > 0 and chance.random() < 0.2),
+        on_enough=lambda: events.append("enough"),
+        on_room=lambda: events.append("room"),
     )
     while len(arrived) < total:
         arrive()
@@ -136,16 +141,22 @@ def test_nobody_is_passed_over_whatever_comes_when(seed):
     assert [outcome for outcome in found if isinstance(outcome, str)] == [data.upper() for data in arrived if data.startswith("fine")]
     assert begun == [data for data in arrived if data.startswith("f")], "first come, first served; the refused are not begun"
     assert all(1 <= len(batch) <= size for batch in model.batches)
-    assert events == ["full", "room"] * (len(events) // 2), "each full has its room, and it ends with room"
+    assert events == ["enough", "room"] * (len(events) // 2), "each has the other, and room is the last"
 
 
 @pytest.mark.parametrize(
-    ("came", "size", "events"),
-    [(1, 2, []), (2, 2, ["full", "room"]), (5, 2, ["full", "room"]), (3, 4, []), (4, 4, ["full", "room"]), (1, 1, ["full", "room"])],
+    ("came", "enough", "events"),
+    [(1, 2, []), (2, 2, ["enough", "room"]), (5, 2, ["enough", "room"]), (3, 4, []), (1, 1, ["enough", "room"]), (5, 99, [])],
 )
-def test_full_is_told_once_and_room_when_there_is_some_again(came, size, events):
+def test_enough_is_told_once_and_room_when_there_is_some_again(came, enough, events):
     told = []
-    answers(batcher(Model(), size, on_full=lambda: told.append("full"), on_room=lambda: told.append("room")), *"abcde"[:came])
+    tried = batcher(
+        Model(),
+        is_enough=lambda waiting: waiting >= enough,
+        on_enough=lambda: told.append("enough"),
+        on_room=lambda: told.append("room"),
+    )
+    answers(tried, *"abcde"[:came])
     assert told == events
 
 
