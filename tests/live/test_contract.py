@@ -346,7 +346,7 @@ READ_ONLY = ["--read-only", "--tmpfs", "/tmp"]
 )
 def test_16_sandboxes(start, docker):
     server = start("defaults", docker=docker)
-    assert server.post("1,2", accept="text/csv").text.strip() == "3"
+    assert server.post("1,2", accept="text/csv").text.strip() == "3.0"
     server.signal(signal.SIGTERM)
     assert server.wait() == 0
 
