@@ -48,8 +48,8 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         return Settings(base_dir=tmp_path).but(**fields)
 
     yield write
-    for name, module in list(sys.modules.items()):
-        if Path(getattr(module, "__file__", None) or "/").is_relative_to(tmp_path):
+    for name in [name for name, module in sys.modules.items() if modules.get(name) is not module]:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
             del sys.modules[name]
             if name in modules:
                 sys.modules[name] = modules[name]

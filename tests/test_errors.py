@@ -69,6 +69,7 @@ def raised(error):
 def test_status_and_message(error, status, message):
     response = to_response(error, "request-7")
     assert response.status == status
+    assert isinstance(response.body, bytes)
     assert response.content_type == "application/json"
     assert json.loads(response.body) == {
         "code": status,

@@ -16,6 +16,8 @@ from gunicorn.config import Config
 from container import events
 from container.errors import StartupError
 
+# From Python 3.12 on a fork beside threads warns; the threads here are those of other tests.
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 FILE = Path(__file__).parent.parent / "container" / "gunicorn_conf.py"
 
 
@@ -107,6 +109,18 @@ def test_a_new_worker_takes_the_lowest_free_slot(load, tmp_path, taken, slot):
     workers = {1000 + other: SimpleNamespace(slot=other) for other in taken}
     load().pre_fork(SimpleNamespace(WORKERS=workers), worker)
     assert (worker.slot, worker.run_dir) == (slot, tmp_path)
+
+
+def test_workers_share_the_counts_of_their_connections(load):
+    module, first, second = load(MODEL_SERVER_WORKERS="2"), SimpleNamespace(), SimpleNamespace()
+    for worker in (first, second):
+        module.pre_fork(SimpleNamespace(WORKERS={}), worker)
+    child = os.fork()
+    if child == 0:
+        first.connections[1] = 7
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert second.connections.tolist() == [0, 7]
 
 
 def worker(warm_up):

@@ -163,7 +163,7 @@ def test_changed_settings_leave_the_first_and_what_follows_from_them_alone():
     assert first.but(timeout=20.0).wait_limit == 10.0
     assert first.timeout == 10.0
     with pytest.raises(FrozenInstanceError):
-        first.timeout = 1.0
+        first.timeout = 1.0  # type: ignore[misc]
 
 
 def test_what_the_user_set_for_numeric_libraries_and_the_signs_of_serverless_are_noted():
