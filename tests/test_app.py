@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 
+import gevent
 import pytest
 from gevent import socket as gevent_socket
 from prometheus_client.parser import text_string_to_metric_families
@@ -224,6 +225,17 @@ def test_a_stream_that_nobody_reads_on_is_ended_and_gives_its_turn_back(client):
 def test_a_stream_of_predictions_that_output_fn_uses_up_gives_its_turn_back(client):
     asked = client(STREAM.format(PARTS) + "def output_fn(p, a): return ''.join(p)\n")
     assert [post(asked).data for _ in range(2)] == [b"ab", b"ab"]
+
+
+def test_nothing_is_predicted_while_a_stream_is_made(client):
+    asked = client(STREAM.format(PARTS))
+    first = post(asked, buffered=False)
+    second = gevent.spawn(post, asked.application.test_client())
+    gevent.idle()
+    assert not second.ready()
+    assert list(first.iter_encoded()) == [b"a", b"b"]
+    first.close()
+    assert second.get(timeout=10).data == b"ab"
 
 
 @pytest.mark.parametrize(

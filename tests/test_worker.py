@@ -194,8 +194,12 @@ def test_a_stream_is_chunked_and_ends_whole(serve):
     assert body == b"1\r\na\r\n2\r\nbc\r\n0\r\n\r\n"
 
 
-def test_a_stream_that_fails_midway_does_not_look_whole(serve):
-    served = serve(STREAM.format("('a', object())"))
+BATCHED = COUNTS + "def output_fn(p, accept):\n    yield 'a'\n    raise OSError\n"
+
+
+@pytest.mark.parametrize("source", [STREAM.format("('a', object())"), BATCHED], ids=["alone", "on a connection that would be kept"])
+def test_a_stream_that_fails_midway_does_not_look_whole(serve, source):
+    served = serve(source)
     for _ in range(2):
         client = served.connect()
         client.sendall(text())
