@@ -21,9 +21,9 @@ log = logging.getLogger("container.gunicorn")
 KILL_AFTER = 5.0
 """Seconds. nginx says 504 at the deadline; a worker that still computes after this much more is of no use to anyone and is replaced."""
 
-bind = f"unix:{_run_dir}/gunicorn.sock"
-umask = 0  # nginx may run as another user: it must be able to connect
 workers = _settings.workers or 1
+bind = [f"unix:{_run_dir}/shard-{slot}.sock" for slot in range(workers)] if _settings.multi_model else f"unix:{_run_dir}/gunicorn.sock"
+umask = 0  # nginx may run as another user: it must be able to connect
 worker_class = "container.worker.Worker"
 worker_connections = 4096
 preload_app = _settings.preload != "never"
@@ -90,17 +90,16 @@ def pre_fork(server: Any, worker: Any) -> None:
     worker.slot = min(set(range(len(taken) + 1)) - taken)
     worker.run_dir = _settings.run_dir
     worker.connections = _connections
+    worker.own_socket = _settings.multi_model
 
 
 def post_worker_init(worker: Any) -> None:
-    """The model is loaded: one prediction, then this worker counts as ready."""
+    """What the application does before it is ready; then this worker counts as ready."""
     from container.errors import StartupError
 
-    app = worker.wsgi
-    app.counters = Counters.of_worker(_run_dir / "metrics", worker.slot, os.getpid()) if _settings.run_dir else Counters()
-    app.counters.loaded(app.predictor.load_seconds)
+    counters = Counters.of_worker(_run_dir / "metrics", worker.slot, os.getpid()) if _settings.run_dir else Counters()
     try:
-        warm = app.predictor.warm_up()
+        warm = worker.application.start(counters, worker.slot)
     except StartupError as error:
         log.error("why:", exc_info=error.__cause__)
         events.tell(_settings.run_dir, events.FAILED, cause=str(error))

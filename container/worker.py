@@ -21,7 +21,8 @@ from gunicorn.util import unquote_to_wsgi_str
 from gunicorn.workers.ggevent import GeventWorker
 
 from container import events
-from container.app import App
+from container.batching import Batcher
+from container.exchange import Front
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +30,18 @@ log = logging.getLogger(__name__)
 class Worker(GeventWorker):
     """slot: 0 to workers - 1; a replacement takes the slot of the worker that it replaces.
     connections: how many each worker has, by slot, in memory that all workers share.
+    own_socket: whether it listens on the socket of its slot alone, as a shard of many models does.
     """
 
     slot: int = 0
     connections: Any = memoryview(bytearray(8)).cast("q")
+    own_socket: bool = False
     answered: bool = False
     run_dir: Path | None = None
 
     def patch(self) -> None:
         """The part of the monkey-patch that is wanted."""
-        listeners: list[Any] = self.sockets
+        listeners: list[Any] = [self.sockets[self.slot]] if self.own_socket else self.sockets
         self.sockets = [socket.socket(s.FAMILY, socket.SOCK_STREAM, fileno=s.sock.detach()) for s in listeners]
 
     def init_process(self) -> None:
@@ -67,7 +70,8 @@ class Worker(GeventWorker):
             "wsgi.url_scheme": "http",
         }
         servers = [self._server(listener) for listener in self.sockets]
-        self._gather(self.application, servers)
+        if self.application.batcher is not None:
+            self._gather(self.application.batcher, servers)
         for server in servers:
             server.start()
         while self.alive:
@@ -78,10 +82,10 @@ class Worker(GeventWorker):
         self._drain()
 
     @property
-    def application(self) -> App:
-        app: Any = self.wsgi
-        assert isinstance(app, App)
-        return app
+    def application(self) -> Front:
+        front: Any = self.wsgi
+        assert isinstance(front, Front)
+        return front
 
     def _server(self, listener: Any) -> StreamServer:
         listener.setblocking(1)
@@ -89,7 +93,7 @@ class Worker(GeventWorker):
         server.max_accept = 1  # the next connection may be better off with another worker
         return server
 
-    def _gather(self, app: App, servers: Sequence[StreamServer]) -> None:
+    def _gather(self, batcher: Batcher, servers: Sequence[StreamServer]) -> None:
         """Tells the batcher when this worker has enough: then new connections are left to the others until the prediction is made."""
 
         def stop_accepting() -> None:
@@ -101,14 +105,14 @@ class Worker(GeventWorker):
                 if server.started:
                     server.start_accepting()
 
-        most = app.batcher.max_size
-        app.batcher.is_alone = lambda: self.connections[self.slot] <= 1
-        app.batcher.is_enough = lambda waiting: waiting >= most or (waiting > 0 and self._surplus() > 0)
-        app.batcher.on_enough, app.batcher.on_room = stop_accepting, start_accepting
+        most = batcher.max_size
+        batcher.is_alone = lambda: self.connections[self.slot] <= 1
+        batcher.is_enough = lambda waiting: waiting >= most or (waiting > 0 and self._surplus() > 0)
+        batcher.on_enough, batcher.on_room = stop_accepting, start_accepting
 
     def _surplus(self) -> int:
-        """How many connections this worker has more than the one that has fewest."""
-        return int(self.connections[self.slot] - min(self.connections))
+        """How many connections this worker has more than the one that has fewest; of no interest where each has a socket of its own."""
+        return 0 if self.own_socket else int(self.connections[self.slot] - min(self.connections))
 
     def _drain(self) -> None:
         """Waits for the requests in flight; nginx has closed the idle connections before gunicorn is told to stop."""

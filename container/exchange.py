@@ -1,0 +1,196 @@
+"""HTTP to a Request and a Response to HTTP, for the fronts that are Flask. Knows one model at a time: an Endpoint."""
+
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flask
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+
+from container.batching import Batcher, Waiting
+from container.errors import ServingError, error_response, to_response
+from container.message import CUSTOM_ATTRIBUTES, Context, Headers, Request, Response
+from container.metrics import Counters
+from container.predictor import Predictor
+from container.settings import Settings
+
+SLOW = 0.02
+"""Seconds. A connection that nginx keeps leads to one worker, busy or not; a new one is taken up by whichever is idle first, and
+costs 0.1 ms. So connections are kept only where predictions are gathered, which needs them, and are faster than this."""
+
+HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
+
+
+class Front(flask.Flask):
+    """A Flask application as its worker process needs it: what is counted, and what there is to do before it is ready."""
+
+    def __init__(self) -> None:
+        super().__init__("berth", static_folder=None)
+        self.counters = Counters()
+        self.register_error_handler(HTTPException, self._http_error)
+        self.add_url_rule("/ping", view_func=lambda: {"status": "ready"}, methods=["GET", "POST"], endpoint="ping")
+
+    @property
+    def batcher(self) -> Batcher | None:
+        """The queue that is the only way into this process; None if there are several."""
+        return None
+
+    def start(self, counters: Counters, slot: int) -> bool:
+        """Called in each worker before it is ready. Returns whether a prediction was made; raises StartupError if it failed."""
+        self.counters = counters
+        return False
+
+    @property
+    def is_hooked(self) -> bool:
+        """Whether somebody has put functions of their own around the views; if nobody has, Flask's contexts serve nobody."""
+        return bool(self.before_request_funcs or self.after_request_funcs or self.teardown_request_funcs)
+
+    def failed(self, error: BaseException, environ: dict[str, Any]) -> flask.Response:
+        """Any failure, counted, logged, and in the form that all errors have."""
+        response = to_response(error, environ.get("HTTP_X_REQUEST_ID", ""))
+        self.counters.count(response.status)
+        return http(response)
+
+    def _http_error(self, error: HTTPException) -> flask.Response:
+        status = error.code or 500
+        self.counters.count(status)
+        response = http(error_response(status, _explain(error), flask.request.headers.get("X-Request-Id", "")))
+        if isinstance(error, MethodNotAllowed):
+            response.allow.update(error.valid_methods or ())
+        return response
+
+
+class Endpoint:
+    """One model as requests reach it: its predictor, and the queue in front of it."""
+
+    __slots__ = ("_timeout", "batcher", "predictor")
+
+    def __init__(self, settings: Settings, predictor: Predictor) -> None:
+        self.predictor, self._timeout = predictor, settings.timeout
+        self.batcher = Batcher(predictor.predict_many, predictor.max_batch_size, settings.wait_limit)
+
+    def invoke(self, environ: dict[str, Any], counters: Counters, model_name: str = "") -> flask.Response:
+        """One prediction for a WSGI request. Raises what went wrong."""
+        arrived = arrival(environ)
+        context = Context(Headers(environ), environ.get("HTTP_X_REQUEST_ID", ""), arrived + self._timeout, model_name)
+        body = flask.Request(environ).get_data(cache=False)
+        request = Request(body, environ.get("CONTENT_TYPE", ""), environ.get("HTTP_ACCEPT", ""), context)
+        begun = time.time()
+        data = self.predictor.decode(request)
+        decoded = time.time()
+        item = Waiting(data, context, arrived, _is_gone(environ))
+        prediction = self.batcher.predict(item)
+        encoding = time.time()
+        stream = hasattr(prediction, "__next__")
+        try:
+            response = self.predictor.encode(prediction, request)
+            _check_headers(response)
+            if not isinstance(response.body, bytes):
+                response.body = _Stream(iter(response.body), self.batcher.release if stream else _nothing, context.request_id)
+                stream = False
+        finally:
+            if stream:
+                self.batcher.release()
+        predicting = item.ended - item.started
+        if predicting > SLOW:
+            close_connection(environ)
+        queued = max(0.0, begun - arrived) + max(0.0, item.started - decoded)
+        counters.answered(response.status, queued, decoded - begun, predicting, time.time() - encoding, item.batch_size)
+        return http(response)
+
+
+def http(response: Response) -> flask.Response:
+    """A Response as Flask sends it."""
+    answer = flask.Response(response.body, response.status, content_type=response.content_type)
+    if response.headers:
+        answer.headers.update(response.headers)
+    if not isinstance(response.body, bytes):
+        answer.headers["X-Accel-Buffering"] = "no"  # or nginx would gather the parts of a stream
+    return answer
+
+
+def close_connection(environ: dict[str, Any]) -> None:
+    """Has the worker close the request's connection after the answer."""
+    environ.get("berth.close", _nothing)()
+
+
+def arrival(environ: dict[str, Any]) -> float:
+    """Seconds since the epoch at which nginx had read the request: it may have waited in a socket since."""
+    try:
+        return float(environ["HTTP_X_REQUEST_START"])
+    except (KeyError, ValueError):
+        return time.time()
+
+
+class _Stream(Iterator[bytes]):
+    """The parts of an answer as they are made. The first is made at once, while an error can still have a status of its own."""
+
+    def __init__(self, parts: Iterator[bytes], release: Callable[[], None], request_id: str) -> None:
+        self._parts, self._release, self._request_id = parts, release, request_id
+        try:
+            self._first: bytes | None = next(parts, b"")
+        except BaseException:
+            self.close()
+            raise
+
+    def __next__(self) -> bytes:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        try:
+            return next(self._parts)
+        except StopIteration:
+            raise
+        except (Exception, SystemExit) as error:
+            to_response(error, self._request_id)  # for the log: the status is long gone
+            raise ServingError("the stream broke off") from error
+
+    def close(self) -> None:
+        release, self._release = self._release, _nothing
+        try:
+            getattr(self._parts, "close", _nothing)()
+        finally:
+            release()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _is_gone(environ: dict[str, Any]) -> Callable[[], bool]:
+    """Tells whether nginx has closed the request's connection, which it does when the client has gone."""
+    connection = environ.get("gunicorn.socket")
+    if connection is None:
+        return lambda: False
+    return lambda: _closed(connection)
+
+
+def _closed(connection: Any) -> bool:
+    try:
+        # gevent's recv would wait; the plain socket below it tells at once
+        return not connection._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)  # noqa: SLF001
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _check_headers(response: Response) -> None:
+    for name, value in {"Content-Type": response.content_type, **response.headers}.items():
+        if not HEADER_NAME.fullmatch(name) or not isinstance(value, str) or not HEADER_VALUE.fullmatch(value):
+            raise ServingError(f"the model set a response header that HTTP cannot carry: {name!r}")
+        if name.lower() == CUSTOM_ATTRIBUTES.lower() and (len(value) > 1024 or not value.isascii()):
+            raise ServingError(f"the model set {CUSTOM_ATTRIBUTES} to {len(value)} characters: up to 1024 visible ASCII ones are accepted")
+
+
+def _explain(error: HTTPException) -> str:
+    path, method = flask.request.path, flask.request.method
+    if isinstance(error, NotFound):
+        paths = sorted({str(rule) for rule in flask.current_app.url_map.iter_rules()})
+        return f"there is no {path}: accepted are {', '.join(paths)}"
+    if isinstance(error, MethodNotAllowed):
+        return f"{path} does not take {method}: accepted is {' or '.join(sorted(error.valid_methods or ()))}"
+    return error.description or error.name

@@ -1,0 +1,60 @@
+"""What memory is left, and who has put a hand on it: no load begins that will not fit beside the others that are under way."""
+
+import ctypes
+import fcntl
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from container import resources
+from container.errors import InsufficientStorage
+
+MARGIN = 48 * 2**20
+"""Bytes that are never given away: requests and answers need room too."""
+
+
+class Budget:
+    """The memory that this container may still use, shared by all shards.
+
+    reserved: bytes that each shard has put a hand on, in shared memory. free: bytes left as the kernel counts; for tests.
+    """
+
+    def __init__(self, reserved: Any, slot: int, lock: Path, free: Any = None) -> None:
+        self._reserved, self._slot, self._lock = reserved, slot, lock
+        self._free = free or resources.available
+        reserved[slot] = 0  # what a predecessor had reserved died with it
+
+    @contextmanager
+    def reserve(self, needed: int, what: str) -> Iterator[None]:
+        """Holds `needed` bytes while a load is under way. Raises InsufficientStorage, with both numbers, if they are not left."""
+        with self._lock.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # between looking and reserving nobody else may do the same
+            left = self.left()
+            if needed > left:
+                raise InsufficientStorage(f"{what} needs about {needed >> 20} MB of memory, and {max(0, left) >> 20} MB are left")
+            self._reserved[self._slot] += needed
+        try:
+            yield
+        finally:
+            self._reserved[self._slot] -= needed
+
+    def left(self) -> int:
+        """Bytes that are neither used, nor reserved, nor kept back."""
+        return int(self._free()) - sum(self._reserved) - MARGIN
+
+
+def give_back() -> None:
+    """Returns freed memory to the system: the C library keeps it otherwise."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except AttributeError:  # not glibc
+        return
+
+
+def collect() -> None:
+    """A full collection, past gc.freeze(): for models that hold themselves in cycles."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
