@@ -9,7 +9,7 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from container.errors import ClientGone, DeadlineExceeded, Unavailable
+from container.errors import ClientGone, DeadlineExceeded, ServingError, Unavailable
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +64,7 @@ class Batcher:
             self.on_enough()
         if self._busy:
             item.turn = Event()
-            item.turn.wait()
+            self._await_turn(item, item.turn)
         else:
             self._busy = True
         if not item.done:
@@ -72,6 +72,16 @@ class Batcher:
         if isinstance(item.outcome, BaseException):
             raise item.outcome
         return item.outcome
+
+    def _await_turn(self, item: Waiting, turn: Event) -> None:
+        try:
+            turn.wait()
+        except BaseException:  # the greenlet is ended: neither its place nor its turn may be lost with it
+            if item in self._queue:
+                self._queue.remove(item)
+            if turn.is_set() and not item.done:
+                self.release()
+            raise
 
     def release(self) -> None:
         """Passes the turn to the head of the queue."""
@@ -126,15 +136,17 @@ class Batcher:
 
     def _run(self, batch: list[Waiting]) -> None:
         started = self.clock()
+        outcomes: list[Any] = []
         try:
             outcomes = self.predict_many([(item.data, item.context) for item in batch])
         except BaseException as error:
             outcomes = [error] * len(batch)
             if not isinstance(error, Exception):
                 raise
-        finally:
+        finally:  # whatever happens, nobody waits for ever
             ended = self.clock()
-            for item, outcome in zip(batch, outcomes, strict=True):
+            missing = [ServingError("the prediction was broken off")] * (len(batch) - len(outcomes))
+            for item, outcome in zip(batch, [*outcomes, *missing], strict=False):
                 item.started, item.ended, item.batch_size = started, ended, len(batch)
                 self._finish(item, outcome)
 

@@ -1,6 +1,7 @@
 """What the processes of one container tell their supervisor: datagrams on a unix socket in the run directory."""
 
 import json
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -50,3 +51,11 @@ def receive(listener: socket.socket) -> list[dict[str, Any]]:
             told.append(json.loads(listener.recv(65_536)))
         except BlockingIOError:
             return told
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL, and the like; real-time signals have numbers only."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

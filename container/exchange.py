@@ -20,6 +20,7 @@ SLOW = 0.02
 """Seconds. A connection that nginx keeps leads to one worker, busy or not; a new one is taken up by whichever is idle first, and
 costs 0.1 ms. So connections are kept only where predictions are gathered, which needs them, and are faster than this."""
 
+FRAMING = {"connection", "content-length", "keep-alive", "transfer-encoding", "upgrade", "trailer", "te"}
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 
@@ -89,8 +90,8 @@ class Endpoint:
             response = self.predictor.encode(prediction, request)
             _check_headers(response)
             if not isinstance(response.body, bytes):
-                response.body = _Stream(iter(response.body), self.batcher.release if stream else _nothing, context.request_id)
-                stream = False
+                release, stream = (self.batcher.release if stream else _nothing), False  # the turn is the stream's to pass on now
+                response.body = _Stream(iter(response.body), release, context.request_id)
         finally:
             if stream:
                 self.batcher.release()
@@ -180,6 +181,8 @@ def _closed(connection: Any) -> bool:
 
 def _check_headers(response: Response) -> None:
     for name, value in {"Content-Type": response.content_type, **response.headers}.items():
+        if name.lower() in FRAMING:
+            raise ServingError(f"the model set the response header {name!r}: it says where the answer ends, which is the server's to say")
         if not HEADER_NAME.fullmatch(name) or not isinstance(value, str) or not HEADER_VALUE.fullmatch(value):
             raise ServingError(f"the model set a response header that HTTP cannot carry: {name!r}")
         if name.lower() == CUSTOM_ATTRIBUTES.lower() and (len(value) > 1024 or not value.isascii()):

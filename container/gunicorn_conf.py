@@ -1,5 +1,6 @@
 """gunicorn's settings and hooks. gunicorn reads this file by itself: `gunicorn -c container/gunicorn_conf.py wsgi:app`."""
 
+import array
 import logging
 import mmap
 import os
@@ -58,8 +59,11 @@ class GunicornLogger(Logger):
 
 
 logger_class = GunicornLogger
-_connections = memoryview(mmap.mmap(-1, 8 * workers)).cast("q")
-"""How many connections each worker has; made before the fork, so shared by all."""
+ABSENT = 1 << 40
+"""The number of connections of a worker that is not there: nobody leaves anything to it."""
+_connections = memoryview(mmap.mmap(-1, 8 * (2 * workers + 8))).cast("q")
+"""How many connections each worker has; made before the fork, so shared by all. A reload by hand has twice the workers for a moment."""
+_connections[:] = memoryview(array.array("q", [ABSENT] * len(_connections)))
 _oom_kills = [resources.oom_kills()]
 """The kernel's count when it was looked at last."""
 
@@ -90,7 +94,11 @@ def pre_fork(server: Any, worker: Any) -> None:
     worker.slot = min(set(range(len(taken) + 1)) - taken)
     worker.run_dir = _settings.run_dir
     worker.connections = _connections
+<<<<<<< HEAD
     worker.own_socket = _settings.multi_model
+=======
+    _connections[worker.slot] = ABSENT
+>>>>>>> main
 
 
 def post_worker_init(worker: Any) -> None:
@@ -108,11 +116,12 @@ def post_worker_init(worker: Any) -> None:
 
 
 def _tell_death(worker: Any, status: Any) -> None:
+    _connections[worker.slot] = ABSENT
     before, _oom_kills[0] = _oom_kills[0], resources.oom_kills()
     if status.si_code == os.CLD_EXITED:
         cause = f"it ended with code {status.si_status}"
     elif _oom_kills[0] > before and status.si_status == signal.SIGKILL:
         cause = "the kernel killed it for want of memory (the cgroup's oom_kill counter says so)"
     else:
-        cause = f"it was killed by {signal.Signals(status.si_status).name} (not for want of memory)"
+        cause = f"it was killed by {events.signal_name(status.si_status)} (not for want of memory)"
     events.tell(_settings.run_dir, events.DIED, slot=worker.slot, pid=worker.pid, cause=cause)

@@ -171,6 +171,7 @@ class _Hooks:
     def __init__(self, script: Script, model: Any, settings: Settings) -> None:
         self.model, self._settings = model, settings
         self.input_fn, self.predict_fn, self.output_fn = (script.hook(name) for name in ("input_fn", "predict_fn", "output_fn"))
+        self._lists = script.max_batch_size > 1
         self.library = None if self.predict_fn else artifact.library(model)
 
     def decode(self, request: Request) -> Any:
@@ -187,7 +188,9 @@ class _Hooks:
 
     def predict(self, data: Any, context: Context) -> Any:
         if self.predict_fn:
-            return self.predict_fn(data, self.model, context=context)
+            prediction = self.predict_fn(data, self.model, context=context)
+            # as above, also where MODEL_SERVER_MAX_BATCH_SIZE=1 has switched the joining off
+            return list(prediction) if self._lists and isinstance(prediction, Iterator) else prediction
         assert self.library is not None
         return self.library.predict(data)
 

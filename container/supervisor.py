@@ -249,4 +249,4 @@ def alive(pid: int) -> bool:
 def ending(status: int) -> str:
     """A wait status in words."""
     code = os.waitstatus_to_exitcode(status)
-    return f"ended with code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+    return f"ended with code {code}" if code >= 0 else f"was killed by {events.signal_name(-code)}"

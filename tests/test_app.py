@@ -285,3 +285,17 @@ def test_the_next_request_goes_to_whoever_is_idle(client, monkeypatch, constant,
 def test_a_body_of_unknown_length_is_read_whole(client):
     chunked = {"wsgi.input": io.BytesIO(b"1,2"), "wsgi.input_terminated": True}  # as gunicorn gives a chunked one
     assert post(client(ECHO), None, environ_overrides=chunked).data == b"[[1.0,2.0]]"
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "content-length", "Transfer-Encoding", "Connection", "Keep-Alive"])
+def test_where_an_answer_ends_is_not_the_models_to_say(client, name):
+    source = f"""
+def model_fn(model_dir): return None
+def predict_fn(data, model): return [1]
+def output_fn(prediction, accept, context):
+    context.set_response_header({name!r}, "1")
+    return b"long", "text/plain"
+"""
+    answer = post(client(source))
+    assert answer.status_code == 500
+    assert name in answer.json["message"]

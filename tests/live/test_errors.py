@@ -36,6 +36,7 @@ def error_of(answer):
         (b"POST /invocations HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "not a valid HTTP request"),
         (b"POST /invocations HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 400, "not a valid HTTP request"),
         (b"GET /ping HTTP/3.0\r\nHost: x\r\n\r\n", 400, "not a valid HTTP request"),
+        (http(headers=CLOSE + "X-Control: \x06\r\n"), 400, "control character"),
         (http(method="GET", path="/nothing", headers=CLOSE), 404, "/invocations, /ping"),
         (http(method="GET", headers=CLOSE), 405, "accepted is POST"),
         (http(method="DELETE", headers=CLOSE), 405, "accepted is POST"),

@@ -6,8 +6,9 @@ import socket
 
 import joblib
 import pytest
+import requests
 
-from tests.live.clients import clients, http, send
+from tests.live.clients import clients, send
 from tests.live.launcher import in_docker, on_host
 from tests.waiting import until
 
@@ -86,12 +87,20 @@ def test_a_request_that_takes_too_much_memory_fails_alone(start):
 
 
 def test_a_model_that_no_request_survives(start):
-    server = start("exits")
-    for _ in range(3):
-        with server.connect() as connection:
-            connection.sendall(http(b"_exit"))
-            assert connection.recv(100).startswith((b"HTTP/1.1 502 ", b"HTTP/1.1 503 "))
+    server, statuses = start("exits"), set()
+
+    def ended():
+        if server.ended() is None:
+            try:
+                statuses.add(server.post("_exit").status_code)
+            except requests.ConnectionError:  # it ends in this moment
+                return False
+        return server.ended() is not None
+
+    until(ended, 20, "the end of the server")
     assert server.wait() != 0
+    assert 502 in statuses
+    assert statuses <= {502, 503}  # 503 while neither worker has been replaced
     assert "3 workers in a row died before their first answer; of the last: it ended with code 3" in server.last_words()
 
 

@@ -43,6 +43,24 @@ def test_a_slow_client_holds_no_worker(start):
 
 
 @on_host
+def test_a_client_that_leaves_a_stream_frees_its_worker(start):
+    server = start("stream", env={"SAGEMAKER_MODEL_SERVER_WORKERS": "1"})
+    with server.connect() as leaving:
+        leaving.sendall(http(b'{"parts": 1000, "seconds": 0.1}', headers="Content-Type: application/json\r\n"))
+        assert leaving.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert server.post('{"parts": 1}', "application/json", timeout=10).text == "part 0\n"
+
+
+@on_host
+def test_a_stream_may_take_longer_than_a_prediction(start):
+    server = start("stream", env={"SAGEMAKER_MODEL_SERVER_TIMEOUT": "1", "SAGEMAKER_MODEL_SERVER_WORKERS": "1"})
+    answer = server.post('{"parts": 17, "seconds": 0.5}', "application/json")
+    assert len(answer.text.splitlines()) == 17
+    assert answer.elapsed.total_seconds() < 5  # until the first part
+    assert "is gone" not in server.logs()
+
+
+@on_host
 def test_long_predictions_are_spread_over_idle_workers(start):
     server = start("sleepy")
     with clients() as pool:
