@@ -2,11 +2,14 @@
 
 ServingError                500
  +-- ClientError            400   the request is at fault; user code may raise it too
+ |    +-- ModelNotFound     404   no such model is loaded
+ |    +-- Conflict          409   it is loaded, or being loaded, already
  |    +-- NotAcceptable     406
  |    +-- PayloadTooLarge   413
  |    +-- UnsupportedMediaType  415
  +-- Unavailable            503   come back later (Retry-After)
  +-- DeadlineExceeded       504
+ +-- InsufficientStorage 507   memory, or another resource, is short: unload a model, then try again
  +-- ClientGone             499   nobody waits for the answer any more (nginx's number for it)
 StartupError                      ends the process, with one line that names the cause
 """
@@ -41,6 +44,14 @@ class NotAcceptable(ClientError):
     status = 406
 
 
+class ModelNotFound(ClientError):
+    status = 404
+
+
+class Conflict(ClientError):
+    status = 409
+
+
 class PayloadTooLarge(ClientError):
     status = 413
 
@@ -56,6 +67,10 @@ class Unavailable(ServingError):
 
 class DeadlineExceeded(ServingError):
     status = 504
+
+
+class InsufficientStorage(ServingError):
+    status = 507
 
 
 class ClientGone(ServingError):

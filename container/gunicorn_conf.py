@@ -94,11 +94,8 @@ def pre_fork(server: Any, worker: Any) -> None:
     worker.slot = min(set(range(len(taken) + 1)) - taken)
     worker.run_dir = _settings.run_dir
     worker.connections = _connections
-<<<<<<< HEAD
     worker.own_socket = _settings.multi_model
-=======
     _connections[worker.slot] = ABSENT
->>>>>>> main
 
 
 def post_worker_init(worker: Any) -> None:

@@ -2,9 +2,7 @@
 counting costs no system call, a blocked or dead worker's counts can be read, and its replacement goes on where it ended."""
 
 import mmap
-import socketserver
 import struct
-import threading
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -122,23 +120,3 @@ def _cumulative(values: list[float], histogram: _Histogram) -> tuple[list[tuple[
         so_far += values[histogram.start + index]
         buckets.append((bound, so_far))
     return buckets, values[histogram.sum_at]
-
-
-def serve(socket_path: Path, directory: Path) -> None:
-    """Answers every request on a unix socket with `text`, on a thread of its own: so it never waits for a prediction.
-
-    nginx, which has checked the request, is the only client: what it asks does not matter, and http.server would cost megabytes.
-    """
-
-    class Handler(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            while self.rfile.readline().strip():
-                pass
-            body = text(directory)
-            head = f"HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: {len(body)}\r\n\r\n"
-            self.wfile.write(head.encode() + body)
-
-    server = socketserver.ThreadingUnixStreamServer(str(socket_path), Handler)
-    server.daemon_threads = True
-    socket_path.chmod(0o666)  # nginx may run as another user than this process
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 3600}, name="metrics", daemon=True).start()

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import time
 import weakref
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
 from container import memory, predictor, resources
-from container.errors import ClientError, Conflict, InsufficientStorage, ModelNotFound, ServingError, StartupError
+from container.errors import ClientError, Conflict, InsufficientStorage, ModelNotFound, StartupError, Unavailable
 from container.exchange import Endpoint
 from container.memory import Budget
 from container.predictor import Predictor
@@ -28,6 +29,10 @@ PARALLEL_LOADS = 2
 """Loads on threads at the same time; the others wait."""
 GROWTH = 3
 """What a model takes in memory at most, in bytes for each byte of its artifact; unless it is measured."""
+MINIMUM = 64 * 1024
+"""Bytes that any model takes besides its artifact."""
+WORTH_RETURNING = 2**20
+"""Bytes of an artifact whose unload is followed by a walk through the C library's heap, which takes milliseconds."""
 UNLOAD_SECONDS = 300.0
 """How long an unload waits for the model's requests in flight; the platform waits 360 s."""
 
@@ -47,7 +52,10 @@ class Model:
     active: int = 0
     idle: Event | None = None
 
-    def enter(self) -> None:
+    def enter(self, most: int) -> None:
+        """A request begins to wait for this model. Raises Unavailable if `most` do already."""
+        if self.active >= most:
+            raise Unavailable(f"{self.active} requests wait for this model already: the limit is MODEL_SERVER_MAX_QUEUE")
         self.active += 1
         self.hits += 1
         self.last_use = time.time()
@@ -66,14 +74,18 @@ class _Loading:
 
 
 class Models:
-    """load(url) -> Predictor comes as an argument, so that a model may also live in a process of its own."""
+    """load(directory) -> Predictor comes as an argument, so that a model may also live in a process of its own."""
 
     def __init__(self, settings: Settings, ledger: Ledger, budget: Budget, load: Callable[[Path], Predictor] | None = None) -> None:
         self._settings, self._ledger, self._budget = settings, ledger, budget
-        self._load_predictor = load or (lambda directory: predictor.load(settings, directory, private=True))
+        self._always_on_threads = load is not None
+        self._load_predictor = load or (lambda directory: predictor.load(settings, directory))
         self._models: dict[str, Model] = {}
         self._loading: dict[str, _Loading] = {}
         self._threads = ThreadPool(PARALLEL_LOADS)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._ledger.models or name in self._loading
 
     def __len__(self) -> int:
         return len(self._models)
@@ -89,7 +101,10 @@ class Models:
         """A model to ask; one that a predecessor of this process had loaded is loaded again. Raises ModelNotFound."""
         model = self._models.get(name)
         if model is not None:
-            return model
+            if not model.endpoint.predictor.is_dead():
+                return model
+            del self._models[name]
+            model.endpoint.predictor.close()
         url = self.url(name)
         loading = self._loading.get(name)
         if loading is None:
@@ -157,10 +172,12 @@ class Models:
     def _load_within_budget(self, name: str, directory: Path, size: int) -> Predictor:
         if not directory.is_dir():
             raise StartupError(f"{directory} is not there, or is no directory: the url of model {name!r} must be one")
-        needed = size * GROWTH + 2**20
-        with self._budget.reserve(self._measured(directory, size, needed), f"model {name!r}"):
+        needed = size * GROWTH + MINIMUM
+        if needed > self._budget.left() // 4:
+            needed = self._threads.apply(measure, (self._load_predictor, directory, name))
+        with self._budget.reserve(needed, f"model {name!r}"):
             try:
-                if size <= SMALL and not (directory / "code").is_dir():
+                if size <= SMALL and not self._always_on_threads and not (directory / "code").is_dir():
                     loaded = self._load_predictor(directory)
                 else:
                     loaded = self._threads.apply(self._load_predictor, (directory,))
@@ -168,3 +185,51 @@ class Models:
                 raise InsufficientStorage(f"model {name!r} ran out of memory while it was being loaded") from error
         gc.freeze()  # or each collection would walk all models
         return loaded
+
+    def _await_idle(self, model: Model) -> None:
+        if model.active:
+            model.idle = Event()
+            if not model.idle.wait(UNLOAD_SECONDS):
+                log.error("model %r is unloaded with %d requests in flight after %.0f s", model.name, model.active, UNLOAD_SECONDS)
+
+
+def measure(load: Callable[[Path], Predictor], directory: Path, name: str) -> int:
+    """Bytes that a load takes, found out in a forked child: what does not fit ends the child, which the kernel is told to choose.
+
+    Raises InsufficientStorage if the child ran out of memory. A load that fails in another way measures nothing: the real one will say why.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            Path("/proc/self/oom_score_adj").write_text("1000")
+            before = resources.private(os.getpid())
+            kept = load(directory)
+            os.write(writing, b"%d" % max(0, resources.private(os.getpid()) - before))
+            del kept
+        except MemoryError:
+            os.write(writing, b"-")
+        except BaseException:
+            os.write(writing, b"0")
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answers:
+        answer = answers.read()
+    os.waitpid(child, 0)
+    if answer in (b"", b"-"):  # the kernel ended it, or Python did
+        raise InsufficientStorage(f"model {name!r} does not fit: a trial load ran out of memory")
+    return int(answer) * 5 // 4
+
+
+def artifact_bytes(directory: Path) -> int:
+    """Bytes of all files of an artifact."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def _reclaim(size: int, trace: "weakref.ref[Any]") -> None:
+    """After the last name of a model is gone: past the collector if it holds itself in cycles, and back to the system if it is much."""
+    if trace() is not None:
+        memory.collect()
+    if size >= WORTH_RETURNING:
+        memory.give_back()

@@ -14,6 +14,7 @@ from container import artifact, codecs, user_code, versions
 from container.artifact import Library
 from container.errors import ClientError, NotAcceptable, ServingError, StartupError
 from container.message import Context, Request, Response
+from container.namespace import Namespace
 from container.settings import Settings
 from container.user_code import Hook, Script
 
@@ -39,6 +40,10 @@ class Predictor:
     warmup: Request | Any | None
     source: str
     load_seconds: float = 0.0
+    close: Callable[[], None] = lambda: None
+    """Called when the model is unloaded."""
+    is_dead: Callable[[], bool] = lambda: False
+    """Whether the model can answer no more, though nobody has unloaded it: its own process has ended."""
 
     def respond(self, request: Request) -> Response:
         """The whole way of one request by itself. Raises what went wrong: errors.to_response makes an answer of it."""
@@ -107,17 +112,26 @@ class Predictor:
             return None
 
 
-def load(settings: Settings) -> Predictor:
-    """Finds the script, if there is one, loads the model and binds its functions. Raises StartupError."""
+def load(settings: Settings, model_dir: Path | None = None) -> Predictor:
+    """Finds the script, if there is one, loads the model and binds its functions. Raises StartupError.
+
+    model_dir: of one model of many, whose code is then in a namespace of its own. Default: the one model's.
+    """
     started = time.perf_counter()
-    for warning in versions.check(settings.model_dir, settings.allow_version_mismatch):
+    directory = model_dir or settings.model_dir
+    for warning in versions.check(directory, settings.allow_version_mismatch):
         log.warning("%s", warning)
-    path = user_code.find(settings)
+    path = user_code.find(settings, model_dir=directory)
     if path is None:
-        model = artifact.load(settings.model_dir)
-        return _from_artifact(model, settings, started)
-    script = user_code.load(path)
-    return _from_script(script, _call_model_fn(script, settings.model_dir), settings, started)
+        return _from_artifact(artifact.load(directory), settings, started)
+    if model_dir is None:
+        script = user_code.load(path)
+        return _from_script(script, _call_model_fn(script, directory), settings, started)
+    namespace = Namespace((path.parent, path.parent / "lib"))
+    script = user_code.load(path, namespace)
+    with namespace.exposed():
+        model = _call_model_fn(script, directory)
+    return _from_script(script, model, settings, started)
 
 
 def _call_model_fn(script: Script, model_dir: Path) -> Any:

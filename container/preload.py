@@ -1,6 +1,7 @@
 """The model in the parent of the workers, where it can live through a fork; else in each worker. One line says why."""
 
 import gc
+import importlib
 import logging
 import os
 import select
@@ -47,6 +48,17 @@ def load(settings: Settings) -> Predictor:
             log.error("why:", exc_info=error.__cause__)
         events.tell(settings.run_dir, events.FAILED, cause=str(error))
         sys.exit(1)
+
+
+def libraries(settings: Settings) -> None:
+    """What models of many are made with, imported before the fork: so no load pays for it, and all shards share it."""
+    for name in settings.preload_libraries:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            log.warning("%s is not imported before the fork (MODEL_SERVER_PRELOAD_LIBRARIES): %s", name, error)
+    gc.collect()
+    gc.freeze()
 
 
 def _start_again() -> None:

@@ -42,7 +42,7 @@ def granted(root: Path = Path("/")) -> Resources:
     for quota in _quotas(root):
         if quota < cpus:
             cpus, cpus_from = quota, "cgroup CPU quota"
-    memory, memory_from = _host_memory(root), "host"
+    memory, memory_from = _meminfo(root, "MemTotal"), "host"
     for limit in _memory_limits(root):
         if limit < memory:
             memory, memory_from = limit, "cgroup memory limit"
@@ -84,12 +84,36 @@ def oom_kills(root: Path = Path("/")) -> int:
     return 0
 
 
+def available(root: Path = Path("/")) -> int:
+    """Bytes of memory that this container may still take: the least of what its cgroups and the host have left.
+
+    What a cgroup has in its page cache and has not touched lately counts as left: the kernel takes it back first.
+    """
+    left = [_meminfo(root, "MemAvailable")]
+    for controller, limit, usage, inactive in (
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ("", "memory.max", "memory.current", "inactive_file"),
+    ):
+        for group in _groups(root, controller):
+            most, used = _number(group / limit), _number(group / usage)
+            if most and used is not None and most < UNLIMITED:
+                cache = next((int(line.split()[1]) for line in _lines(group / "memory.stat") if line.startswith(f"{inactive} ")), 0)
+                left.append(most - used + cache)
+    return min(left)
+
+
 def rss(pid: int | str = "self") -> int:
     """Resident bytes of a process, shared pages included; 0 if it is gone."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0
+
+
+def private(pid: int | str = "self") -> int:
+    """Bytes that are this process's alone: what would be free without it. 0 if it is gone."""
+    lines = _lines(Path(f"/proc/{pid}/smaps_rollup"))
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 
 
 def _serverless(settings: Settings, program_dir: Path, shared_memory: Path) -> tuple[bool, str]:
@@ -143,8 +167,8 @@ def _memory_limits(root: Path) -> Iterator[int]:
                 yield limit
 
 
-def _host_memory(root: Path) -> int:
+def _meminfo(root: Path, name: str) -> int:
     for line in _lines(root / "proc/meminfo"):
-        if line.startswith("MemTotal:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     return UNLIMITED

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from container import logs, metrics, resources
+from container import logs, proxy, resources, status
 from container.errors import StartupError
-from container.settings import Settings, SettingsError, environment
+from container.settings import ALL, Settings, SettingsError, environment
 from container.supervisor import Command, Supervisor
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,9 @@ def main(arguments: Sequence[str] = ()) -> int:
             raise StartupError(f"serve takes no arguments; {' '.join(arguments)!r} came. Everything is set by environment variables")
         settings = Settings.read()
         logs.setup(settings.log_level)
-        if settings.multi_model:
-            raise StartupError("SAGEMAKER_MULTI_MODEL=true, but this server serves one model")
         with _run_dir(settings) as run_dir:
-            return one_model(settings.but(run_dir=run_dir)).run()
+            stack = many_models if settings.multi_model else one_model
+            return stack(settings.but(run_dir=run_dir)).run()
     except (StartupError, SettingsError) as error:
         print(f"STARTUP FAILED: {error}", file=sys.stderr, flush=True)
         return 1
@@ -45,17 +44,30 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 def one_model(settings: Settings) -> Supervisor:
     """nginx -> gunicorn -> Flask for the model directory. Prints the plan. settings.run_dir must be a directory of this server's own."""
+    asked = f"POST http://127.0.0.1:{settings.port}/invocations"
+    return _stack(settings, asked, f"model      {settings.model_dir}, port {settings.port} ({settings.source('port')})")
+
+
+def many_models(settings: Settings) -> Supervisor:
+    """nginx -> the shard that a model belongs to, one gunicorn worker each. Prints the plan. No model is loaded at first."""
+    replicas = "every shard" if settings.replicas == ALL else f"{settings.replicas} shard{'s' * (settings.replicas > 1)}"
+    own = ", each in a process of its own" if settings.isolation == "process" else ""
+    models = f"models     many, in {replicas} each ({settings.source('replicas')}){own}, port {settings.port} ({settings.source('port')})"
+    return _stack(settings, f"POST http://127.0.0.1:{settings.port}/models", models)
+
+
+def _stack(settings: Settings, asked: str, model_line: str) -> Supervisor:
     run_dir = settings.run_dir
     assert run_dir is not None
-    granted = resources.granted()
-    plan = resources.plan(settings, granted, PROGRAM_DIR)
+    plan = resources.plan(settings, resources.granted(), PROGRAM_DIR)
     nginx = find_nginx(settings.search_path)
     _refuse_taken_port(settings)
     (run_dir / "metrics").mkdir()
     configuration = nginx_configuration((PROGRAM_DIR / "nginx.conf").read_text(), _directives(settings, plan.workers, run_dir))
     (run_dir / "nginx.conf").write_text(configuration)
-    metrics.serve(run_dir / "metrics.sock", run_dir / "metrics")
-    for line in (*plan.reasons, *_limits(settings)):
+    answers = {"/metrics": status.metrics_of(run_dir / "metrics"), "/models": status.models_of(run_dir)}
+    status.serve(run_dir / "status.sock", answers)
+    for line in (*plan.reasons, *_limits(settings), model_line):
         log.info("%s", line)
     environ = environment(
         **plan.thread_environment(settings),
@@ -71,30 +83,8 @@ def one_model(settings: Settings) -> Supervisor:
         run_dir=run_dir,
         workers=plan.workers,
         forward=(_access_log(run_dir),),
-        on_ready=lambda: log.info("ready: POST http://127.0.0.1:%d/invocations", settings.port),
+        on_ready=lambda: log.info("ready: %s", asked),
     )
-
-
-def _refuse_taken_port(settings: Settings) -> None:
-    """nginx would try for a while, say it in a line of its own and end with a code that names nothing."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", settings.port))
-        except OSError as error:
-            raise StartupError(
-                f"port {settings.port} ({settings.source('port')}) cannot be listened on: {error.strerror}; "
-                "end the program that has it, or set SAGEMAKER_BIND_TO_PORT"
-            ) from error
-
-
-def _from_anywhere(settings: Settings) -> dict[str, str]:
-    """gunicorn reads its configuration before it changes to its directory, and directories that were given from here afterwards."""
-    given = {settings.given[name]: str(getattr(settings, name).absolute()) for name in ("base_dir",) if name in settings.given}
-    if settings.submit_directory and "://" not in settings.submit_directory:
-        given[settings.given["submit_directory"]] = str(Path(settings.submit_directory).absolute())
-    path = environment().get("PYTHONPATH")
-    return given | {"PYTHONPATH": f"{PROGRAM_DIR}{os.pathsep}{path}" if path else str(PROGRAM_DIR)}
 
 
 def nginx_configuration(template: str, directives: dict[str, str]) -> str:
@@ -149,13 +139,15 @@ def _directives(settings: Settings, workers: int, run_dir: Path) -> dict[str, st
         "error_log": f"error_log stderr {'info' if settings.log_level <= logging.DEBUG else 'warn'};",
         "access_log": f"access_log {access_log};",
         "client_max_body_size": f"client_max_body_size {settings.payload_limit_mb}m;",
-        "server": f"server unix:{run_dir}/gunicorn.sock;",
+        "server": proxy.servers(run_dir, workers) if settings.multi_model else f"server unix:{run_dir}/gunicorn.sock;",
+        "many_http": proxy.http_block(run_dir, workers, min(settings.replicas, workers)) if settings.multi_model else "# (one model)",
+        "many_server": proxy.server_block() if settings.multi_model else "# (one model)",
         "listen": f"listen {settings.port} backlog=2048;",
         "ready": f"set $ready {run_dir}/ready;",
         "proxy_read_timeout": f"proxy_read_timeout {wait};",
         "proxy_send_timeout": f"proxy_send_timeout {wait};",
         "execution_parameters": f"return 200 '{json.dumps(parameters)}';",
-        "metrics": f"proxy_pass http://unix:{run_dir}/metrics.sock:/;",
+        "metrics": f"proxy_pass http://unix:{run_dir}/status.sock:/metrics;",
         "too_large": _nginx_error(
             413, f"the request body is larger than {settings.payload_limit_mb} MB, the limit that SAGEMAKER_MAX_PAYLOAD_IN_MB sets"
         ),
@@ -176,7 +168,6 @@ def _limits(settings: Settings) -> Iterator[str]:
         f"limits     {payload} a request ({given('max_payload_mb')}), {settings.timeout:g} s to answer ({given('timeout')}), "
         f"{settings.wait_limit:g} s of it waiting ({given('max_wait')})"
     )
-    yield f"model      {settings.model_dir}, port {settings.port} ({settings.source('port')})"
 
 
 def _gunicorn(environ: dict[str, str]) -> Command:

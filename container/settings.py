@@ -102,6 +102,21 @@ def _ports(text: str) -> tuple[int, int]:
     return low, high
 
 
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(part.isidentifier() for name in names for part in name.split(".")):
+        raise ValueError(text)
+    return names
+
+
+ALL = 512
+"""As many replicas as there can be shards."""
+
+
+def _replicas(text: str) -> int:
+    return ALL if text.lower() == "all" else _whole(1, ALL)(text)
+
+
 def _batch_strategy(text: str) -> str:
     return {"singlerecord": "SINGLE_RECORD", "multirecord": "MULTI_RECORD"}[text.lower().replace("_", "")]
 
@@ -213,6 +228,34 @@ class Settings:
         None,
         "a directory",
         "Where sockets, nginx's files and temporary files are. Default: a new directory below the temporary one, removed at the end.",
+    )
+    max_queue: int = _variable(
+        "MODEL_SERVER_MAX_QUEUE",
+        _whole(1, 65536),
+        256,
+        "a number, 1 to 65536",
+        "Many models: how many requests may wait for one of them (503 with Retry-After beyond it).",
+    )
+    isolation: str = _variable(
+        "ISOLATION",
+        _one_of("shared", "process"),
+        "shared",
+        "shared or process",
+        "Many models: process gives each a process of its own, forked from its shard.",
+    )
+    replicas: int = _variable(
+        "MODEL_REPLICAS",
+        _replicas,
+        1,
+        "all, or a number, 1 to 512",
+        "Many models: how many shards each model is in; all is for a few that are asked much.",
+    )
+    preload_libraries: tuple[str, ...] = _variable(
+        "MODEL_SERVER_PRELOAD_LIBRARIES",
+        _names,
+        ("sklearn.ensemble", "sklearn.linear_model", "sklearn.pipeline", "sklearn.preprocessing", "spacy.lang.en"),
+        "names of Python modules, separated by commas",
+        "Many models: imported before the shards are forked, so that no load waits for them.",
     )
     multi_model: bool = _variable(
         "SAGEMAKER_MULTI_MODEL", _flag, False, "true or false", "Set by the platform for multi-model endpoints; one model is served here."
@@ -342,6 +385,8 @@ def _written(default: Any) -> str:
     """A default as the environment would say it; nothing for one that the meaning explains."""
     if default is None or default == "":
         return ""
+    if isinstance(default, tuple):
+        default = ",".join(default)
     return f"`{str(default).lower() if isinstance(default, bool) else f'{default:g}' if isinstance(default, float) else default}`"
 
 

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from container.errors import StartupError
+from container.namespace import Namespace
 from container.settings import Settings
 
 ARGUMENTS = {
@@ -48,13 +49,13 @@ class Script:
         return self.hooks.get(name)
 
 
-def find(settings: Settings, default: str = "inference.py") -> Path | None:
+def find(settings: Settings, default: str = "inference.py", model_dir: Path | None = None) -> Path | None:
     """The user's script, or None if there is none and none was asked for.
 
     Looked for in SAGEMAKER_SUBMIT_DIRECTORY, else in code/ of the model directory, else in code/ of the base directory.
     Raises StartupError if a variable names a script or a directory that is not there.
     """
-    directories = [settings.model_dir / "code", settings.code_dir]
+    directories = [(model_dir or settings.model_dir) / "code", settings.code_dir]
     if settings.submit_directory:
         if "://" in settings.submit_directory:
             raise StartupError(
@@ -73,9 +74,12 @@ def find(settings: Settings, default: str = "inference.py") -> Path | None:
     return None
 
 
-def load(path: Path) -> Script:
-    """Imports a script and binds its hooks. Raises StartupError that names the file, the function and what was expected."""
-    module = import_script(path)
+def load(path: Path, namespace: Namespace | None = None) -> Script:
+    """Imports a script and binds its hooks. Raises StartupError that names the file, the function and what was expected.
+
+    namespace: for one model of many, so that another's modules of the same names are not met.
+    """
+    module = import_script(path, namespace)
     hooks = {name: _bind(path, name, getattr(module, name)) for name in ARGUMENTS if hasattr(module, name)}
     if "model_fn" not in hooks:
         raise StartupError(f"{path} has no model_fn(model_dir): a script must have one; it returns the loaded model")
@@ -88,18 +92,12 @@ def load(path: Path) -> Script:
     return script
 
 
-def import_script(path: Path) -> ModuleType:
+def import_script(path: Path, namespace: Namespace | None = None) -> ModuleType:
     """Imports a file under its own name, its directory (and lib/ in it) first on sys.path. Raises StartupError with the line at fault."""
-    for directory in (path.parent / "lib", path.parent):
-        if directory.is_dir() and str(directory) not in sys.path:
-            sys.path.insert(0, str(directory))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise StartupError(f"{path} is not a Python file: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
     try:
-        spec.loader.exec_module(module)
+        return namespace.run(path) if namespace else _import_globally(path)
     except SyntaxError as error:
         raise StartupError(f"{path} is not valid Python: {error.msg} ({error.filename}, line {error.lineno})") from error
     except ModuleNotFoundError as error:
@@ -108,6 +106,18 @@ def import_script(path: Path) -> ModuleType:
         ) from error
     except (Exception, SystemExit) as error:  # a script that is also a program may read arguments and end
         raise StartupError(f"importing {where(error, path)} raised {describe(error)}") from error
+
+
+def _import_globally(path: Path) -> ModuleType:
+    for directory in (path.parent / "lib", path.parent):
+        if directory.is_dir() and str(directory) not in sys.path:
+            sys.path.insert(0, str(directory))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
     return module
 
 

@@ -1,0 +1,188 @@
+"""Front 2: Flask, many models: the platform's calls to load, get, unload and invoke. One shard's worth; nginx knows which shard a
+model belongs to, and the supervisor answers GET /models.
+
+A load arrives at any shard, because only its body has the model's name. The shard hands it back to nginx with the name in the path
+(X-Accel-Redirect), and nginx passes it to its owner: no shard ever waits for another. With replicas the owner hands it on in the same way.
+"""
+
+import json
+import mmap
+from typing import Any
+from urllib.parse import quote
+
+import flask
+
+from container import isolation
+from container.errors import ClientError, ServingError
+from container.exchange import Front, http
+from container.memory import Budget
+from container.message import Response
+from container.metrics import Counters
+from container.models import Models
+from container.registry import Ledger
+from container.settings import Settings
+
+NAME_LIMIT = 1024
+DESCRIBED = 100
+"""Models whose figures a shard tells at most: those that were used last."""
+
+
+class MultiApp(Front):
+    """The application of one shard."""
+
+    models: Models
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self._settings, shards = settings, settings.workers or 1
+        self._replicas = min(settings.replicas, shards)
+        # Bytes that each shard has reserved for loads under way: made before the fork, so shared by all.
+        self._reserved = memoryview(mmap.mmap(-1, 8 * shards)).cast("q")
+
+    def start(self, counters: Counters, slot: int) -> bool:
+        run_dir = self._settings.run_dir
+        assert run_dir is not None
+        self.counters = counters
+        self._figures = run_dir / "metrics" / f"models-{slot}.json"
+        budget = Budget(self._reserved, slot, run_dir / "memory.lock")
+        load = isolation.loader(self._settings) if self._settings.isolation == "process" else None
+        self.models = Models(self._settings, Ledger(run_dir / f"models-{slot}.jsonl"), budget, load)
+        return True
+
+    def wsgi_app(self, environ: Any, start_response: Any) -> Any:
+        """Flask's own, but invocations go straight to their view where nobody has put hooks around it: see app.App."""
+        path = environ["PATH_INFO"]
+        if environ["REQUEST_METHOD"] == "POST" and path.startswith("/models/") and path.endswith("/invoke") and not self.is_hooked:
+            return self.invoke(_name(path[8:-7]), environ)(environ, start_response)
+        return super().wsgi_app(environ, start_response)
+
+    def invoke(self, name: str, environ: dict[str, Any]) -> flask.Response:
+        """One prediction of one model, or the error that took its place."""
+        try:
+            model = self.models.get(name)
+            model.enter(self._settings.max_queue)
+        except (Exception, SystemExit) as error:
+            return self.failed(error, environ)
+        try:
+            response = model.endpoint.invoke(environ, self.counters, name)
+        except (Exception, SystemExit) as error:
+            model.leave()
+            return self.failed(error, environ)
+        response.call_on_close(model.leave)
+        return response
+
+    def write_figures(self) -> None:
+        """What /metrics tells of the models in this shard: for the supervisor, as a file."""
+        rows = [
+            {"name": m.name, "loads": m.loads, "load_seconds": m.load_seconds, "bytes": m.bytes, "hits": m.hits, "last_use": m.last_use}
+            for m in self.models.describe(DESCRIBED)
+        ]
+        new = self._figures.with_suffix(".new")
+        new.write_text(json.dumps({"count": len(self.models), "models": rows}))
+        new.replace(self._figures)
+
+    # The views
+
+    def order(self) -> flask.Response:
+        """POST /models, at any shard: on to the model's owner."""
+        name, _ = _wanted(flask.request.get_data())
+        return _onward(f"/_load/{_quoted(name)}?replica=0")
+
+    def load(self, path: str) -> flask.Response:
+        """A load, at its owner or at one of its replicas."""
+        name, url = _wanted(flask.request.get_data())
+        replica = int(flask.request.args["replica"])
+        try:
+            self.models.load(name, url)
+        except Exception as error:
+            if not replica:
+                raise
+            response = self.failed(error, flask.request.environ)  # the replicas before this one must not keep it
+            return _onward(f"/_unload/{_quoted(name)}?replica=0&until={replica}&then={quote(response.get_data(as_text=True), safe='')}")
+        self.write_figures()
+        if replica + 1 < self._replicas:
+            return _onward(f"/_load/{_quoted(name)}?replica={replica + 1}")
+        return _said(200, {"modelName": name, "modelUrl": url})
+
+    def unload(self, path: str) -> flask.Response:
+        """What DELETE leaves to the model's other replicas; then the answer that comes with it."""
+        name = path
+        replica, until, then = int(flask.request.args["replica"]), int(flask.request.args["until"]), flask.request.args["then"]
+        if name in self.models:
+            self.models.unload(name)
+            self.write_figures()
+        if replica + 1 < until:
+            return _onward(f"/_unload/{_quoted(name)}?replica={replica + 1}&until={until}&then={quote(then, safe='')}")
+        answer = json.loads(then)
+        return _said(answer.get("code", 200), answer)
+
+    def get(self, path: str) -> flask.Response:
+        """GET /models/NAME."""
+        name = path
+        return _said(200, {"modelName": name, "modelUrl": self.models.url(name)})
+
+    def delete(self, path: str) -> flask.Response:
+        """DELETE /models/NAME: answers when the memory is back."""
+        name = path
+        url = self.models.url(name)
+        self.models.unload(name)
+        self.write_figures()
+        answer = {"modelName": name, "modelUrl": url}
+        if self._replicas > 1:
+            return _onward(f"/_unload/{_quoted(name)}?replica=1&until={self._replicas}&then={quote(json.dumps(answer), safe='')}")
+        return _said(200, answer)
+
+
+def create_app(settings: Settings) -> MultiApp:
+    """The application of the shards; made before they are forked."""
+    app = MultiApp(settings)
+
+    @app.errorhandler(ServingError)
+    def failed(error: ServingError) -> flask.Response:
+        return app.failed(error, flask.request.environ)
+
+    @app.errorhandler(Exception)
+    def failed_otherwise(error: Exception) -> flask.Response:
+        return app.failed(error, flask.request.environ)
+
+    app.url_map.merge_slashes = False  # a name may have slashes, one after the other
+    app.add_url_rule("/models", view_func=app.order, methods=["POST"], endpoint="order")
+    app.add_url_rule("/models/<path:path>/invoke", view_func=lambda path: app.invoke(path, flask.request.environ), methods=["POST"], endpoint="invoke")
+    app.add_url_rule("/models/<path:path>", view_func=app.get, methods=["GET"], endpoint="get")
+    app.add_url_rule("/models/<path:path>", view_func=app.delete, methods=["DELETE"], endpoint="delete")
+    app.add_url_rule("/_load/<path:path>", view_func=app.load, methods=["POST"], endpoint="load")
+    app.add_url_rule("/_unload/<path:path>", view_func=app.unload, methods=["POST"], endpoint="unload")
+    return app
+
+
+def _wanted(body: bytes) -> tuple[str, str]:
+    """Name and url of a load. Raises ClientError."""
+    try:
+        order = json.loads(body)
+        name, url = order["model_name"], order["url"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClientError(f'the body is not {{"model_name": ..., "url": ...}} in JSON: {type(error).__name__}: {error}') from None
+    if not isinstance(name, str) or not isinstance(url, str) or not 1 <= len(name) <= NAME_LIMIT or not url:
+        raise ClientError(f"model_name and url must be texts, model_name of 1 to {NAME_LIMIT} characters")
+    return name, url
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _name(path: str) -> str:
+    """A name as it stands in PATH_INFO: WSGI has its UTF-8 bytes as latin-1."""
+    try:
+        return path.encode("latin-1").decode()
+    except UnicodeError:
+        return path
+
+
+def _onward(path: str) -> flask.Response:
+    """Has nginx pass the request on, with its body, to whom the path belongs."""
+    return flask.Response(b"", 200, headers={"X-Accel-Redirect": path})
+
+
+def _said(status: int, value: dict[str, Any]) -> flask.Response:
+    return http(Response(json.dumps(value).encode(), "application/json", status))

@@ -1,0 +1,63 @@
+"""The parts of nginx's configuration that many models need: which shard a request belongs to. nginx.conf marks where they go."""
+
+from pathlib import Path
+
+LOAD_SECONDS = 365
+"""How long a load or an unload may take; the platform waits 360 s."""
+
+
+def http_block(run_dir: Path, shards: int, replicas: int) -> str:
+    """Maps and upstreams. The name in the path decides the owner; a replica is so many shards further on, in a ring."""
+    ring = " ".join(f'"{owner}:{copy}" {(owner + copy) % shards};' for owner in range(shards) for copy in range(replicas))
+    upstreams = "\n".join(
+        f"    upstream shard{shard} {{ server unix:{run_dir}/shard-{shard}.sock max_fails=0; keepalive 256; keepalive_requests 1000000; }}"
+        for shard in range(shards)
+    )
+    return f"""map "$request_method $uri" $model {{
+        volatile;
+        default "";
+        "~(?s)^\\w+ /_(?:load|unload)/(?<of_order>.+)$" $of_order;
+        "~(?s)^POST /models/(?<of_invocation>.+)/invoke$" $of_invocation;
+        "~(?s)^\\w+ /models/(?<of_path>.+)$" $of_path;
+    }}
+    split_clients "$model" $owner {{ {_evenly(shards)} }}
+    split_clients "$request_id" $some_replica {{ {_evenly(replicas)} }}
+    map $uri $replica {{ volatile; default 0; ~^/_ $arg_replica; ~/invoke$ $some_replica; }}
+    map "$owner:$replica" $shard {{ volatile; default 0; {ring} }}
+    map $request_method $models {{ default workers; GET status; HEAD status; }}
+    upstream status {{ server unix:{run_dir}/status.sock; }}
+{upstreams}"""
+
+
+def server_block() -> str:
+    """Locations. What begins with an underscore comes from the shards alone (X-Accel-Redirect)."""
+    return f"""merge_slashes off;
+        location = /models {{
+            if (!-f $ready) {{
+                return 503;
+            }}
+            proxy_pass http://$models;
+        }}
+        location ~ (?s)^/models/.+/invoke$ {{
+            proxy_pass http://shard$shard;
+        }}
+        location /models/ {{
+            proxy_read_timeout {LOAD_SECONDS}s;
+            proxy_pass http://shard$shard;
+        }}
+        location ~ ^/_(load|unload)/ {{
+            internal;
+            proxy_method POST;
+            proxy_read_timeout {LOAD_SECONDS}s;
+            proxy_pass http://shard$shard;
+        }}"""
+
+
+def servers(run_dir: Path, shards: int) -> str:
+    """The upstream of requests that any shard may take."""
+    return " ".join(f"server unix:{run_dir}/shard-{shard}.sock max_fails=0;" for shard in range(shards))
+
+
+def _evenly(parts: int) -> str:
+    """The percentages of split_clients; what is left over by rounding goes to the last."""
+    return " ".join([*(f"{100 / parts:.2f}% {part};" for part in range(parts - 1)), f"* {parts - 1};"])
