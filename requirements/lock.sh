@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 lock() {
   .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-emit-index-url \
-    --custom-compile-command 'make lock' "$@"
+    --custom-compile-command 'make lock' -c requirements/constraints.in "$@"
 }
 lock "$@" --group bootstrap -o requirements/bootstrap.txt
 lock "$@" pyproject.toml -o requirements/serve.txt
