@@ -19,7 +19,6 @@ SLOW = 0.02
 """Seconds. A connection that nginx keeps leads to one worker, busy or not; a new one is taken up by whichever is idle first, and
 costs 0.1 ms. So connections are kept only where predictions are gathered, which needs them, and are faster than this."""
 
-FRAMING = {"connection", "content-length", "keep-alive", "transfer-encoding", "upgrade", "trailer", "te"}
 
 class App(flask.Flask):
     """The Flask application, with what its worker process must reach."""

@@ -20,6 +20,7 @@ from container.message import CUSTOM_ATTRIBUTES, Response
 
 log = logging.getLogger(__name__)
 
+FRAMING = {"connection", "content-length", "keep-alive", "transfer-encoding", "upgrade", "trailer", "te"}
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 
@@ -100,6 +101,8 @@ def error_response(status: int, message: str, request_id: str, retry_after: int 
 def check_headers(response: Response) -> None:
     """Raises ServingError if the model has set a header that HTTP or the platform cannot carry."""
     for name, value in {"Content-Type": response.content_type, **response.headers}.items():
+        if name.lower() in FRAMING:
+            raise ServingError(f"the model set the response header {name!r}: it says where the answer ends, which is the server's to say")
         if not HEADER_NAME.fullmatch(name) or not isinstance(value, str) or not HEADER_VALUE.fullmatch(value):
             raise ServingError(f"the model set a response header that HTTP cannot carry: {name!r}")
         if name.lower() == CUSTOM_ATTRIBUTES.lower() and (len(value) > 1024 or not value.isascii()):
