@@ -49,3 +49,21 @@ LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true \
 # Exec form: the program itself is process 1 and gets the signals.
 ENTRYPOINT ["python3", "-m", "container"]
 CMD ["serve"]
+
+# Beside what `server` has, a JRE and Multi Model Server. The same two words; any other is run as a command.
+FROM server AS mms
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends openjdk-21-jre-headless \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/apt /var/log/dpkg.log
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_TRUSTED_HOST
+COPY requirements/mms.txt /tmp/requirements/mms.txt
+RUN PYTHONDONTWRITEBYTECODE= pip install --no-cache-dir --disable-pip-version-check --no-build-isolation --require-hashes \
+      -r /tmp/requirements/mms.txt \
+ && rm -r /tmp/requirements
+LABEL com.amazonaws.sagemaker.capabilities.multi-models=true
+ENTRYPOINT ["python3", "-m", "container.dockerd_entrypoint"]
+
+# What is built where no target is named.
+FROM server

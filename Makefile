@@ -13,7 +13,7 @@ BUILD_ARGS = $(foreach name,BASE SPACY_MODEL PIP_INDEX_URL PIP_EXTRA_INDEX_URL P
 PLAIN_MANIFEST = $(shell docker buildx version >/dev/null 2>&1 && echo --provenance=false)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint image serve-docker bench lock clean .venv .venv-bench
+.PHONY: help serve test lint image image-mms serve-docker bench lock clean .venv .venv-bench
 MAKEFLAGS += --no-print-directory
 
 help: ## this list
@@ -31,7 +31,10 @@ lint: .venv ## style and types
 	@.venv/bin/mypy container local_test requirements tests benchmarks
 
 image: ## build the image (Docker) [IMAGE=berth] [SPACY_MODEL=en_core_web_sm] [BUILD_FLAGS=...]
-	docker build $(BUILD_FLAGS) $(PLAIN_MANIFEST) $(BUILD_ARGS) -t $(IMAGE) .
+	docker build $(BUILD_FLAGS) $(PLAIN_MANIFEST) $(BUILD_ARGS) --target server -t $(IMAGE) .
+
+image-mms: ## build the image with Java and Multi Model Server (Docker) [IMAGE=berth]
+	docker build $(BUILD_FLAGS) $(PLAIN_MANIFEST) $(BUILD_ARGS) --target mms -t $(IMAGE)-mms .
 
 serve-docker: image ## the same as `serve`, in the image (Docker): trains in it, then serves [PORT=8080]
 	@local_test/train_local.sh $(IMAGE)
@@ -51,9 +54,10 @@ clean: ## remove what the above has made here, images excepted
 .venv: .venv/installed ## only the set-up
 .venv-bench: .venv-bench/installed
 
-.venv/installed: requirements/dev.txt requirements/image.txt requirements/bootstrap.txt requirements/install.py
+.venv/installed: requirements/dev.txt requirements/image.txt requirements/mms.txt requirements/bootstrap.txt requirements/install.py
 	@$(need-python)
 	@$(PYTHON) requirements/install.py .venv requirements/dev.txt requirements/image.txt
+	@.venv/bin/python -m pip install --quiet --no-build-isolation --require-hashes -r requirements/mms.txt # one of it is source only
 	@touch $@
 
 .venv-bench/installed: requirements/bench.txt requirements/bootstrap.txt requirements/install.py

@@ -16,11 +16,16 @@ StartupError                      ends the process, with one line that names the
 
 import json
 import logging
+import re
 import traceback
 
-from container.message import Response
+from container.message import CUSTOM_ATTRIBUTES, Response
 
 log = logging.getLogger(__name__)
+
+FRAMING = {"connection", "content-length", "keep-alive", "transfer-encoding", "upgrade", "trailer", "te"}
+HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 
 
 class ServingError(Exception):
@@ -106,6 +111,17 @@ def error_response(status: int, message: str, request_id: str, retry_after: int 
     """The one form of every error: JSON {code, message, request_id}. nginx.conf writes its own errors the same way."""
     body = json.dumps({"code": status, "message": message, "request_id": request_id}).encode()
     return Response(body, "application/json", status, {"Retry-After": str(retry_after)} if retry_after else {})
+
+
+def check_headers(response: Response) -> None:
+    """Raises ServingError if the model has set a header that HTTP or the platform cannot carry."""
+    for name, value in {"Content-Type": response.content_type, **response.headers}.items():
+        if name.lower() in FRAMING:
+            raise ServingError(f"the model set the response header {name!r}: it says where the answer ends, which is the server's to say")
+        if not HEADER_NAME.fullmatch(name) or not isinstance(value, str) or not HEADER_VALUE.fullmatch(value):
+            raise ServingError(f"the model set a response header that HTTP cannot carry: {name!r}")
+        if name.lower() == CUSTOM_ATTRIBUTES.lower() and (len(value) > 1024 or not value.isascii()):
+            raise ServingError(f"the model set {CUSTOM_ATTRIBUTES} to {len(value)} characters: up to 1024 visible ASCII ones are accepted")
 
 
 def _log(error: BaseException, status: int, request_id: str) -> None:

@@ -1,6 +1,5 @@
 """HTTP to a Request and a Response to HTTP, for the fronts that are Flask. Knows one model at a time: an Endpoint."""
 
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +9,8 @@ import flask
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from container.batching import Batcher, Waiting
-from container.errors import ServingError, error_response, to_response
-from container.message import CUSTOM_ATTRIBUTES, Context, Headers, Request, Response
+from container.errors import ServingError, check_headers, error_response, to_response
+from container.message import Context, Headers, Request, Response
 from container.metrics import Counters
 from container.predictor import Predictor
 from container.settings import Settings
@@ -19,10 +18,6 @@ from container.settings import Settings
 SLOW = 0.02
 """Seconds. A connection that nginx keeps leads to one worker, busy or not; a new one is taken up by whichever is idle first, and
 costs 0.1 ms. So connections are kept only where predictions are gathered, which needs them, and are faster than this."""
-
-FRAMING = {"connection", "content-length", "keep-alive", "transfer-encoding", "upgrade", "trailer", "te"}
-HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 
 
 class Front(flask.Flask):
@@ -88,7 +83,7 @@ class Endpoint:
         stream = hasattr(prediction, "__next__")
         try:
             response = self.predictor.encode(prediction, request)
-            _check_headers(response)
+            check_headers(response)
             if not isinstance(response.body, bytes):
                 release, stream = (self.batcher.release if stream else _nothing), False  # the turn is the stream's to pass on now
                 response.body = _Stream(iter(response.body), release, context.request_id)
@@ -177,16 +172,6 @@ def _closed(connection: Any) -> bool:
         return False
     except OSError:
         return True
-
-
-def _check_headers(response: Response) -> None:
-    for name, value in {"Content-Type": response.content_type, **response.headers}.items():
-        if name.lower() in FRAMING:
-            raise ServingError(f"the model set the response header {name!r}: it says where the answer ends, which is the server's to say")
-        if not HEADER_NAME.fullmatch(name) or not isinstance(value, str) or not HEADER_VALUE.fullmatch(value):
-            raise ServingError(f"the model set a response header that HTTP cannot carry: {name!r}")
-        if name.lower() == CUSTOM_ATTRIBUTES.lower() and (len(value) > 1024 or not value.isascii()):
-            raise ServingError(f"the model set {CUSTOM_ATTRIBUTES} to {len(value)} characters: up to 1024 visible ASCII ones are accepted")
 
 
 def _explain(error: HTTPException) -> str:

@@ -5,9 +5,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 lock() {
   .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-emit-index-url \
-    --custom-compile-command 'make lock' "$@"
+    --custom-compile-command 'make lock' -c requirements/constraints.in "$@"
 }
 lock "$@" --group bootstrap -o requirements/bootstrap.txt
 lock "$@" pyproject.toml -o requirements/serve.txt
 lock "$@" pyproject.toml -c requirements/serve.txt --no-annotate --group image -o requirements/image.txt
-lock "$@" pyproject.toml -c requirements/serve.txt --no-annotate --group dev -c requirements/bootstrap.txt -o requirements/dev.txt
+lock "$@" pyproject.toml -c requirements/serve.txt --no-annotate --group mms -o requirements/mms.txt
+lock "$@" pyproject.toml -c requirements/serve.txt --no-annotate --group dev -c requirements/bootstrap.txt -c requirements/mms.txt -o requirements/dev.txt
