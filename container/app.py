@@ -16,7 +16,7 @@ class App(Front):
 
     def __init__(self, settings: Settings, predictor: Predictor) -> None:
         super().__init__()
-        self.endpoint = Endpoint(settings, predictor)
+        self.one = Endpoint(settings, predictor)
 
     def wsgi_app(self, environ: Any, start_response: Any) -> Any:
         """Flask's own, but the one path whose microseconds count goes straight to its view where nobody has put hooks around it.
@@ -29,21 +29,21 @@ class App(Front):
 
     def invocations(self, environ: dict[str, Any]) -> flask.Response:
         """One prediction, or the error that took its place."""
-        if self.endpoint.batcher.max_size == 1:
+        if self.one.batcher.max_size == 1:
             close_connection(environ)
         try:
-            return self.endpoint.invoke(environ, self.counters)
+            return self.one.invoke(environ, self.counters)
         except (Exception, SystemExit) as error:
             return self.failed(error, environ)
 
     @property
     def batcher(self) -> Batcher:
-        return self.endpoint.batcher
+        return self.one.batcher
 
     def start(self, counters: Counters, slot: int) -> bool:
         self.counters = counters
-        counters.loaded(self.endpoint.predictor.load_seconds)
-        return self.endpoint.predictor.warm_up()
+        counters.loaded(self.one.predictor.load_seconds)
+        return self.one.predictor.warm_up()
 
 
 def create_app(settings: Settings, predictor: Predictor) -> App:

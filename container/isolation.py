@@ -98,7 +98,10 @@ class _Child:
         try:
             if self._cooperative is None:  # made here, where the greenlets are: loading may have been on a thread
                 self._cooperative = cooperative.socket(fileno=self._socket.detach())
-            _send(self._cooperative, (request.body, request.content_type, request.accept, dict(context.headers), context.request_id, context.deadline))
+            _send(
+                self._cooperative,
+                (request.body, request.content_type, request.accept, dict(context.headers), context.request_id, context.deadline),
+            )
             status, content_type, headers, body = _receive(self._cooperative)
             keep = body is None
             return Response(self._parts() if keep else body, content_type, status, headers)

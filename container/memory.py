@@ -42,7 +42,7 @@ class Budget:
 
     def left(self) -> int:
         """Bytes that are neither used, nor reserved, nor kept back."""
-        return int(self._free()) - sum(self._reserved) - MARGIN
+        return int(self._free() - sum(self._reserved) - MARGIN)
 
 
 def give_back() -> None:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import flask
 
-from container import isolation
+from container import isolation, preload
 from container.errors import ClientError, ServingError
 from container.exchange import Front, http
 from container.memory import Budget
@@ -116,12 +116,12 @@ class MultiApp(Front):
         answer = json.loads(then)
         return _said(answer.get("code", 200), answer)
 
-    def get(self, path: str) -> flask.Response:
+    def describe(self, path: str) -> flask.Response:
         """GET /models/NAME."""
         name = path
         return _said(200, {"modelName": name, "modelUrl": self.models.url(name)})
 
-    def delete(self, path: str) -> flask.Response:
+    def remove(self, path: str) -> flask.Response:
         """DELETE /models/NAME: answers when the memory is back."""
         name = path
         url = self.models.url(name)
@@ -134,7 +134,8 @@ class MultiApp(Front):
 
 
 def create_app(settings: Settings) -> MultiApp:
-    """The application of the shards; made before they are forked."""
+    """The application of the shards, made before they are forked; so are the imports that their models will need."""
+    preload.libraries(settings)
     app = MultiApp(settings)
 
     @app.errorhandler(ServingError)
@@ -146,12 +147,15 @@ def create_app(settings: Settings) -> MultiApp:
         return app.failed(error, flask.request.environ)
 
     app.url_map.merge_slashes = False  # a name may have slashes, one after the other
-    app.add_url_rule("/models", view_func=app.order, methods=["POST"], endpoint="order")
-    app.add_url_rule("/models/<path:path>/invoke", view_func=lambda path: app.invoke(path, flask.request.environ), methods=["POST"], endpoint="invoke")
-    app.add_url_rule("/models/<path:path>", view_func=app.get, methods=["GET"], endpoint="get")
-    app.add_url_rule("/models/<path:path>", view_func=app.delete, methods=["DELETE"], endpoint="delete")
-    app.add_url_rule("/_load/<path:path>", view_func=app.load, methods=["POST"], endpoint="load")
-    app.add_url_rule("/_unload/<path:path>", view_func=app.unload, methods=["POST"], endpoint="unload")
+    for method, rule, view in (
+        ("POST", "/models", app.order),
+        ("POST", "/models/<path:path>/invoke", lambda path: app.invoke(path, flask.request.environ)),
+        ("GET", "/models/<path:path>", app.describe),
+        ("DELETE", "/models/<path:path>", app.remove),
+        ("POST", "/_load/<path:path>", app.load),
+        ("POST", "/_unload/<path:path>", app.unload),
+    ):
+        app.add_url_rule(rule, view_func=view, methods=[method], endpoint=f"{method} {rule}")
     return app
 
 
@@ -181,7 +185,7 @@ def _name(path: str) -> str:
 
 def _onward(path: str) -> flask.Response:
     """Has nginx pass the request on, with its body, to whom the path belongs."""
-    return flask.Response(b"", 200, headers={"X-Accel-Redirect": path})
+    return flask.Response(b"", 200, {"X-Accel-Redirect": path}, content_type="application/json")
 
 
 def _said(status: int, value: dict[str, Any]) -> flask.Response:

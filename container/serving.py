@@ -87,6 +87,28 @@ def _stack(settings: Settings, asked: str, model_line: str) -> Supervisor:
     )
 
 
+def _refuse_taken_port(settings: Settings) -> None:
+    """nginx would try for a while, say it in a line of its own and end with a code that names nothing."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", settings.port))
+        except OSError as error:
+            raise StartupError(
+                f"port {settings.port} ({settings.source('port')}) cannot be listened on: {error.strerror}; "
+                "end the program that has it, or set SAGEMAKER_BIND_TO_PORT"
+            ) from error
+
+
+def _from_anywhere(settings: Settings) -> dict[str, str]:
+    """gunicorn reads its configuration before it changes to its directory, and directories that were given from here afterwards."""
+    given = {settings.given[name]: str(getattr(settings, name).absolute()) for name in ("base_dir",) if name in settings.given}
+    if settings.submit_directory and "://" not in settings.submit_directory:
+        given[settings.given["submit_directory"]] = str(Path(settings.submit_directory).absolute())
+    path = environment().get("PYTHONPATH")
+    return given | {"PYTHONPATH": f"{PROGRAM_DIR}{os.pathsep}{path}" if path else str(PROGRAM_DIR)}
+
+
 def nginx_configuration(template: str, directives: dict[str, str]) -> str:
     """The template with each marked line replaced by the directive of that name.
 

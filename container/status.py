@@ -6,6 +6,7 @@ import json
 import socketserver
 import threading
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -33,7 +34,10 @@ def serve(socket_path: Path, answers: dict[str, Callable[[dict[str, str]], Answe
             parts = urlsplit(target)
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
             status, content_type, body = answers[parts.path](query)
-            self.wfile.write(f"HTTP/1.0 {status} -\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            self.wfile.write(
+                f"HTTP/1.0 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
 
     server = socketserver.ThreadingUnixStreamServer(str(socket_path), Handler)
     server.daemon_threads = True
