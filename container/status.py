@@ -34,10 +34,8 @@ def serve(socket_path: Path, answers: dict[str, Callable[[dict[str, str]], Answe
             parts = urlsplit(target)
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
             status, content_type, body = answers[parts.path](query)
-            self.wfile.write(
-                f"HTTP/1.0 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-                + body
-            )
+            head = f"HTTP/1.0 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}"
+            self.wfile.write(f"{head}\r\n\r\n".encode() + body)
 
     server = socketserver.ThreadingUnixStreamServer(str(socket_path), Handler)
     server.daemon_threads = True
