@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
@@ -63,8 +64,8 @@ class Answer:
     body: bytes
 
     @classmethod
-    def of(cls, status: int, headers: Mapping[str, str], body: bytes) -> "Answer":
-        """headers: names without regard to case."""
+    def of(cls, status: int, headers: Any, body: bytes) -> "Answer":
+        """headers: a mapping whose names have no case."""
         if status >= 400:
             error = json.loads(body)
             body = json.dumps(error | {"request_id": REQUEST_ID}).encode()

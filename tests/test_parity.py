@@ -42,8 +42,9 @@ def handler(settings: Settings) -> Front:
         body = bytearray(case.body)
         parameters = {"body": {"content-type": case.headers.get("Content-Type", "")}}  # of each parameter it says the type so
         context.request_processor = [RequestProcessor(parameters | dict(case.headers) | {"X-Request-Id": REQUEST_ID})]
-        (answer,) = model_handler.handle([{"body": body}], context)
-        return Answer.of(context.get_response_status(0)[0], Headers(context.get_response_headers(0)), answer)
+        answers = model_handler.handle([{"body": body}], context)
+        assert answers is not None
+        return Answer.of(context.get_response_status(0)[0], Headers(context.get_response_headers(0)), answers[0])
 
     return ask
 
