@@ -5,13 +5,13 @@ here: where the properties are written, how Java is started (as a child whose ex
 among all), and that nothing is installed. It also tells the supervisor whether Multi Model Server can answer.
 """
 
+import contextlib
 import http.client
 import json
 import logging
 import math
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from container import events, logs, model_handler, resources
+from container import events, logs, mms_failures, model_handler, resources
 from container.errors import StartupError
 from container.resources import Plan, Resources
 from container.serving import (
@@ -66,7 +66,10 @@ def server(settings: Settings) -> Supervisor:
     _refuse_taken_port(settings)
     workers = (settings.workers or 1) if settings.multi_model else plan.workers
     template = (PROGRAM_DIR / "container" / "mms_nginx.conf").read_text()
-    directives = _directives(settings, workers, run_dir) | {"server": f"server unix:{run_dir}/{SOCKET};"}
+    directives = _directives(settings, workers, run_dir) | {
+        "server": f"server unix:{run_dir}/{SOCKET};",
+        "failures": f"server unix:{run_dir}/{mms_failures.SOCKET};",
+    }
     marked = {name: directive for name, directive in directives.items() if f"#: {name}\n" in template}
     (run_dir / "nginx.conf").write_text(nginx_configuration(template, marked))
     java = f"java       {heap(settings, granted) >> 20} MB of heap, {workers} worker{'s' * (workers > 1)} a model, {java_home}"
@@ -140,6 +143,8 @@ def main() -> int:
     """The program: runs until Java ends, and returns its exit code; 1 for 0, for it was not to end by itself."""
     settings = Settings.read()
     logs.setup(settings.log_level)
+    assert settings.run_dir is not None
+    mms_failures.serve(settings.run_dir, settings.run_dir / SOCKET)
     threading.Thread(target=_watch, args=(settings,), daemon=True).start()
     return _run(settings).returncode or 1
 
@@ -207,19 +212,15 @@ def _loaded(run_dir: Path) -> int:
 
 def _able(path: Path, multi_model: bool) -> bool | None:
     """Whether Multi Model Server answers and, for one model, has a worker. None: it is too busy to say."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(2.0)
-        client = http.client.HTTPConnection("localhost")
-        client.sock = connection
-        try:
-            connection.connect(str(path))
+    try:
+        with contextlib.closing(mms_failures.connect(path, 2.0)) as client:
             client.request("GET", "/ping")
             status = json.loads(client.getresponse().read())["status"]
-        except TimeoutError:
-            return None
-        except (OSError, http.client.HTTPException, ValueError, KeyError):
-            return False
-        return multi_model or status != "Unhealthy"
+    except TimeoutError:
+        return None
+    except (OSError, http.client.HTTPException, ValueError, KeyError):
+        return False
+    return multi_model or status != "Unhealthy"
 
 
 if __name__ == "__main__":

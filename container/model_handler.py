@@ -18,7 +18,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from container import events, logs, predictor
+from container import events, logs, mms_failures, predictor
 from container.errors import DeadlineExceeded, ServingError, StartupError, Unavailable, UnsupportedMediaType, check_headers, to_response
 from container.message import Context, Headers, Request, Response
 from container.predictor import Predictor
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CONTENT_TYPE = "X-Berth-Content-Type"
+CONTENT_TYPE = "HTTP_X_BERTH_CONTENT_TYPE"
 """The request's own Content-Type, where nginx stands in front: it tells Multi Model Server another, of which nothing is taken apart."""
 LOADED = "loaded-"
 """Begins the names of the files in the run directory that say which processes have loaded the model, where there is only one."""
@@ -57,7 +57,7 @@ def handle(data: Sequence[Mapping[str, Any]] | None, context: WorkerContext) -> 
     data: for each request its parameters, of which `body` (bytes) is the one that is read. What goes wrong with a request becomes its
     answer. Raises, while loading, StartupError where the model cannot be served, and MemoryError, which becomes a 507.
     """
-    model = _model(context.system_properties["model_dir"])
+    model = _model(context.system_properties["model_dir"], context.model_name)
     if data is None:
         return None
     with _ended_if_stuck(model.settings.timeout + LONGER):
@@ -85,7 +85,7 @@ class _OneOfMany(Settings):
 
 
 @cache
-def _model(model_dir: str) -> _Model:
+def _model(model_dir: str, model_name: str) -> _Model:
     """The model of this process, loaded at the first call."""
     given = Settings.read()
     settings = given
@@ -99,6 +99,8 @@ def _model(model_dir: str) -> _Model:
         log.error("%s cannot be loaded: %s", settings.model_dir, error, exc_info=error.__cause__)
         if not settings.multi_model:
             events.tell(settings.run_dir, events.FAILED, cause=str(error))
+        elif settings.run_dir:
+            mms_failures.cause_file(settings.run_dir, model_name).write_text(str(error))
         raise
     if settings.run_dir and not settings.multi_model:
         (settings.run_dir / f"{LOADED}{os.getpid()}").touch()
@@ -108,8 +110,9 @@ def _model(model_dir: str) -> _Model:
 
 def _load(settings: Settings) -> Predictor:
     try:
-        loaded = predictor.load(settings)
-        loaded.warm_up()
+        with _first_to_be_killed():
+            loaded = predictor.load(settings)
+            loaded.warm_up()
     except StartupError as error:
         if isinstance(error.__cause__, MemoryError):
             raise MemoryError(str(error)) from error  # noqa: TRY004 - what Multi Model Server answers with 507
@@ -119,14 +122,28 @@ def _load(settings: Settings) -> Predictor:
     return loaded
 
 
+@contextmanager
+def _first_to_be_killed() -> Iterator[None]:
+    """Where memory runs out in the block, the kernel takes this process, rather than one that has a model, or Java."""
+    score = Path("/proc/self/oom_score_adj")
+    before = score.read_text()
+    score.write_text("1000")
+    try:
+        yield
+    finally:
+        score.write_text(before)
+
+
 class _Incoming:
     """One request of a batch, as Multi Model Server hands it over."""
 
     def __init__(self, parameters: Mapping[str, Any], context: WorkerContext, index: int) -> None:
         self._parameters, self._model_name = parameters, context.model_name
-        sent = context.get_all_request_header(index)
-        named = {name.upper().replace("-", "_"): value for name, value in sent.items() if isinstance(value, str)}  # parameters are dicts
-        self.headers = Headers({name if name == "CONTENT_TYPE" else f"HTTP_{name}": value for name, value in named.items()})
+        sent = context.get_all_request_header(index)  # and the types of the parameters, which are no strings
+        environ = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in sent.items() if isinstance(value, str)}
+        environ["CONTENT_TYPE"] = environ.pop(CONTENT_TYPE, environ.pop("HTTP_CONTENT_TYPE", ""))
+        environ["CONTENT_LENGTH"] = environ.pop("HTTP_CONTENT_LENGTH", "")
+        self.headers = Headers(environ)
         self.id = self.headers.get("X-Request-Id") or context.get_request_id(index)
 
     def request(self, settings: Settings) -> Request:
@@ -137,7 +154,7 @@ class _Incoming:
             raise DeadlineExceeded(f"the request waited {waited:.1f} s, past its deadline, and was not begun")
         if waited > settings.wait_limit:
             raise Unavailable(f"the request waited {waited:.1f} s for a worker and was not begun: the limit is {settings.wait_limit:g} s")
-        content_type = self.headers.get(CONTENT_TYPE, self.headers.get("Content-Type", ""))
+        content_type = self.headers["Content-Type"]
         if "body" not in self._parameters:
             raise UnsupportedMediaType(f"cannot read {content_type!r}: Multi Model Server has taken the form apart; send another type")
         context = Context(self.headers, self.id, arrived + settings.timeout, self._model_name if settings.multi_model else "")

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 from mms.context import Context as MmsContext
@@ -54,24 +55,31 @@ FRONTS = {"flask": flask, "handler": handler}
 FIRST = next(iter(FRONTS))
 
 
-@pytest.fixture(scope="module")
-def asked(tmp_path_factory):
-    """(front, case) -> its answer. Each model is loaded once by each front."""
-    loaded: dict[tuple[str, str], Front] = {}
-    patch = pytest.MonkeyPatch()
+class Fronts(AbstractContextManager["Fronts"]):
+    """The fronts, each with a model of its own for each model of the table, loaded when it is first asked."""
 
-    def ask(front: str, case: Case) -> Answer:
-        if (front, case.model) not in loaded:
-            base = tmp_path_factory.mktemp(case.model)
+    def __init__(self, folders: pytest.TempPathFactory) -> None:
+        self._folders, self._loaded, self._patch = folders, dict[tuple[str, str], Front](), pytest.MonkeyPatch()
+
+    def __exit__(self, *error: object) -> None:
+        self._patch.undo()
+        gc.unfreeze()
+
+    def ask(self, front: str, case: Case) -> Answer:
+        """What a front answers to a case."""
+        if (front, case.model) not in self._loaded:
+            base = self._folders.mktemp(case.model)
             (base / "model").mkdir()
             write(case.model, base / "model")
-            patch.setenv("SAGEMAKER_BASE_DIR", str(base))
-            loaded[front, case.model] = FRONTS[front](Settings.read())
-        return loaded[front, case.model](case)
+            self._patch.setenv("SAGEMAKER_BASE_DIR", str(base))
+            self._loaded[front, case.model] = FRONTS[front](Settings.read())
+        return self._loaded[front, case.model](case)
 
-    yield ask
-    patch.undo()
-    gc.unfreeze()
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    with Fronts(tmp_path_factory) as fronts:
+        yield fronts.ask
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
