@@ -59,9 +59,14 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
 COPY requirements/mms.txt /tmp/requirements/mms.txt
-RUN PYTHONDONTWRITEBYTECODE= pip install --no-cache-dir --disable-pip-version-check --no-build-isolation --require-hashes \
-      -r /tmp/requirements/mms.txt \
+RUN export PYTHONDONTWRITEBYTECODE= PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
+ && pip install --require-hashes --no-build-isolation -r /tmp/requirements/mms.txt \
  && rm -r /tmp/requirements
+# Java would unpack Netty's library for unix sockets into /tmp, where it may not be loaded from if /tmp is mounted noexec.
+RUN mkdir -p /usr/lib/jni \
+ && python3 -c "import mms, pathlib, zipfile; \
+      jar = zipfile.ZipFile(pathlib.Path(mms.__file__).parent / 'frontend' / 'model-server.jar'); \
+      [pathlib.Path('/usr/lib/jni', pathlib.Path(name).name).write_bytes(jar.read(name)) for name in jar.namelist() if name.endswith('.so')]"
 LABEL com.amazonaws.sagemaker.capabilities.multi-models=true
 ENTRYPOINT ["python3", "-m", "container.dockerd_entrypoint"]
 

@@ -76,13 +76,14 @@ def on_starting(server: Any) -> None:
     reap = server.reap_workers
 
     def look_then_reap() -> None:
+        before, _oom_kills[0] = _oom_kills[0], resources.oom_kills()  # once for all: one look may find several of them dead
         for pid in list(server.WORKERS):
             try:
                 status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 continue
             if status is not None:
-                _tell_death(server.WORKERS[pid], status)
+                _tell_death(server.WORKERS[pid], status, _oom_kills[0] > before)
         reap()
 
     server.reap_workers = look_then_reap
@@ -112,12 +113,12 @@ def post_worker_init(worker: Any) -> None:
     events.tell(_settings.run_dir, events.READY, slot=worker.slot, pid=os.getpid(), warm=warm)
 
 
-def _tell_death(worker: Any, status: Any) -> None:
+def _tell_death(worker: Any, status: Any, out_of_memory: bool) -> None:
+    """out_of_memory: whether the kernel has killed anyone for want of memory since the last look."""
     _connections[worker.slot] = ABSENT
-    before, _oom_kills[0] = _oom_kills[0], resources.oom_kills()
     if status.si_code == os.CLD_EXITED:
         cause = f"it ended with code {status.si_status}"
-    elif _oom_kills[0] > before and status.si_status == signal.SIGKILL:
+    elif out_of_memory and status.si_status == signal.SIGKILL:
         cause = "the kernel killed it for want of memory (the cgroup's oom_kill counter says so)"
     else:
         cause = f"it was killed by {events.signal_name(status.si_status)} (not for want of memory)"

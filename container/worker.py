@@ -1,12 +1,15 @@
 """A worker process: gunicorn's gevent worker without the monkey-patch. Only the listening socket is gevent's, so the user's
 code runs as it would anywhere else; greenlets gather requests while nothing is predicted."""
 
+import contextlib
 import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,14 @@ from gevent import socket
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn import http
-from gunicorn.http.errors import NoMoreData
+from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.wsgi import base_environ
 from gunicorn.util import unquote_to_wsgi_str
 from gunicorn.workers.ggevent import GeventWorker
 
 from container import events
 from container.batching import Batcher
+from container.errors import error_response, to_response
 from container.exchange import Front
 
 log = logging.getLogger(__name__)
@@ -168,6 +172,7 @@ class Worker(GeventWorker):
         client.sendall(answer.head())
         try:
             for part in parts:
+                self.notify()  # a stream may take longer than a prediction, and the beat of the heart waits for it
                 if part:
                     client.sendall(b"%X\r\n%b\r\n" % (len(part), part))
         except OSError:
@@ -190,6 +195,21 @@ class Worker(GeventWorker):
             key = _environ_key(name)
             environ[key] = f"{environ[key]},{value}" if key in environ else value
         return environ
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """What nginx let pass and gunicorn's parser refuses, in the form that all errors have; nothing can follow it on this connection."""
+        if isinstance(exc, ParseException):
+            refusal = error_response(400, f"this is not a valid HTTP request: {exc}", uuid.uuid4().hex)
+        else:
+            refusal = to_response(exc, uuid.uuid4().hex)
+        answer = _Answer()
+        answer.close()
+        body = refusal.body
+        assert isinstance(body, bytes)
+        status = f"{refusal.status} {HTTPStatus(refusal.status).phrase}"
+        answer.start(status, [("Content-Type", refusal.content_type), ("Content-Length", str(len(body)))])
+        with contextlib.suppress(OSError):
+            client.sendall(answer.head() + body)
 
     def handle_abort(self, sig: int, frame: Any) -> None:
         """gunicorn's signal to a worker whose heart stood still: a prediction took longer than any client waits."""

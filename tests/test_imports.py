@@ -14,6 +14,7 @@ UPWARDS = [
     *("resources", "artifact", "metrics", "user_code", "versions", "predictor", "batching"),
     *("preload", "app", "worker", "gunicorn_conf", "supervisor", "serving"),
     *("training_job", "training_script", "training"),
+    *("mms_failures", "model_handler", "mms", "dockerd_entrypoint"),
     "__main__",
 ]
 """Every module of container/; each may import those before it."""

@@ -65,7 +65,7 @@ def test_locks_name_no_place(lock):
     assert not re.search(r"https?://|file:|--index-url|--find-links|-c /|-r /", LOCKS[lock])
 
 
-@pytest.mark.parametrize(("lock", "groups"), [("serve", []), ("image", ["image"]), ("dev", ["dev", "bootstrap"])])
+@pytest.mark.parametrize(("lock", "groups"), [("serve", []), ("image", ["image"]), ("mms", ["mms"]), ("dev", ["dev", "bootstrap"])])
 def test_locks_keep_to_the_bounds_of_pyproject(lock, groups):
     versions = locked(lock)
     for requirement in declared(*groups):
@@ -73,7 +73,7 @@ def test_locks_keep_to_the_bounds_of_pyproject(lock, groups):
         assert any(part.operator == "<" for part in requirement.specifier), f"{requirement.name} has no upper bound"
 
 
-@pytest.mark.parametrize("lock", ["image", "dev"])
+@pytest.mark.parametrize("lock", ["image", "mms", "dev"])
 def test_locks_contain_what_serves(lock):
     assert locked("serve").items() <= locked(lock).items()
 
@@ -90,17 +90,15 @@ def instruction(word: str) -> list[str]:
     return re.findall(rf"^{word} (.+)$", DOCKERFILE.replace("\\\n", " "), re.MULTILINE)
 
 
-def test_the_base_image_is_an_argument():
+def test_the_stages():
+    """Where no target is named the last is built. What `server` is made of comes first: the classic builder builds all before a target."""
     assert instruction("ARG")[0] == "BASE=debian:trixie-slim"
-    assert all(stage.startswith("${BASE} ") for stage in instruction("FROM"))
+    assert instruction("FROM") == ["${BASE} AS builder", "${BASE} AS server", "server AS mms", "server"]
 
 
-def test_the_last_stage_is_the_server():
-    assert instruction("FROM")[-1].split() == ["${BASE}", "AS", "server"]
-
-
-def test_the_entry_point_is_the_program_itself():
-    assert [json.loads(words) for words in instruction("ENTRYPOINT")] == [["python3", "-m", "container"]]
+def test_the_entry_points_are_the_programs_themselves():
+    entry_points = [["python3", "-m", "container"], ["python3", "-m", "container.dockerd_entrypoint"]]
+    assert [json.loads(words) for words in instruction("ENTRYPOINT")] == entry_points
     assert [json.loads(words) for words in instruction("CMD")] == [["serve"]]
 
 
@@ -125,10 +123,11 @@ def test_the_build_context_is_there():
     assert [name for name in names if not list(ROOT.glob(name))] == []
 
 
-def test_nginx_takes_the_configuration_as_it_stands(tmp_path):
+@pytest.mark.parametrize("name", ["nginx.conf", "container/mms_nginx.conf"])
+def test_nginx_takes_the_configuration_as_it_stands(tmp_path, name):
     """Only where it writes is another place here, so that nothing is left behind."""
     configuration = tmp_path / "nginx.conf"
-    configuration.write_text((ROOT / "nginx.conf").read_text().replace("/tmp/", f"{tmp_path}/"))
+    configuration.write_text((ROOT / name).read_text().replace("/tmp/", f"{tmp_path}/"))
     command = [find_nginx(os.environ["PATH"]), "-t", "-q", "-e", "stderr", "-p", str(tmp_path), "-c", str(configuration)]
     tested = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (tested.returncode, tested.stderr) == (0, "")

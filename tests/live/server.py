@@ -186,10 +186,10 @@ def _role(root: int, pid: int, parent: int, rows: Sequence[Sequence[Any]]) -> st
 
 class HostServer(Server):
     """`python serve` on this machine. base_dir: what /opt/ml is in a container. folder: for its log and its temporary files; any
-    user must be able to reach it, for nginx started by root becomes another.
+    user must be able to reach it, for nginx started by root becomes another. command: another program than `python WORD`.
     """
 
-    def __init__(self, base_dir: Path, folder: Path, env: Mapping[str, str], word: str = "serve") -> None:
+    def __init__(self, base_dir: Path, folder: Path, env: Mapping[str, str], word: str = "serve", command: Sequence[str] = ()) -> None:
         port = env.get("SAGEMAKER_BIND_TO_PORT") or str(free_port())
         self.url = f"http://127.0.0.1:{port}"
         self.base_dir = base_dir
@@ -203,7 +203,7 @@ class HostServer(Server):
         }
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._process = subprocess.Popen(
-                [sys.executable, ROOT / word],
+                command or [sys.executable, str(ROOT / word)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
