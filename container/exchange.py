@@ -174,11 +174,17 @@ def _closed(connection: Any) -> bool:
         return True
 
 
+def _calls(application: flask.Flask) -> list[str]:
+    """What a client may ask for, as 'POST /models'; a path that begins with an underscore is no client's."""
+    rules = [rule for rule in application.url_map.iter_rules() if not rule.rule.startswith("/_")]
+    shown = [(rule.rule.replace("<path:name>", "NAME"), sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})) for rule in rules]
+    return [f"{' or '.join(methods)} {path}" for path, methods in sorted(shown)]
+
+
 def _explain(error: HTTPException) -> str:
     path, method = flask.request.path, flask.request.method
     if isinstance(error, NotFound):
-        paths = sorted({str(rule) for rule in flask.current_app.url_map.iter_rules()})
-        return f"there is no {path}: accepted are {', '.join(paths)}"
+        return f"there is no {path}: accepted are {', '.join(_calls(flask.current_app))}"
     if isinstance(error, MethodNotAllowed):
         return f"{path} does not take {method}: accepted is {' or '.join(sorted(error.valid_methods or ()))}"
     return error.description or error.name

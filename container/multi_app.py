@@ -104,9 +104,8 @@ class MultiApp(Front):
             return _onward(f"/_load/{_quoted(name)}?replica={replica + 1}")
         return _said(200, {"modelName": name, "modelUrl": url})
 
-    def unload(self, path: str) -> flask.Response:
+    def unload(self, name: str) -> flask.Response:
         """What DELETE leaves to the model's other replicas; then the answer that comes with it."""
-        name = path
         replica, until, then = int(flask.request.args["replica"]), int(flask.request.args["until"]), flask.request.args["then"]
         if name in self.models:
             self.models.unload(name)
@@ -116,14 +115,12 @@ class MultiApp(Front):
         answer = json.loads(then)
         return _said(answer.get("code", 200), answer)
 
-    def describe(self, path: str) -> flask.Response:
+    def describe(self, name: str) -> flask.Response:
         """GET /models/NAME."""
-        name = path
         return _said(200, {"modelName": name, "modelUrl": self.models.url(name)})
 
-    def remove(self, path: str) -> flask.Response:
+    def remove(self, name: str) -> flask.Response:
         """DELETE /models/NAME: answers when the memory is back."""
-        name = path
         url = self.models.url(name)
         self.models.unload(name)
         self.write_figures()
@@ -149,11 +146,11 @@ def create_app(settings: Settings) -> MultiApp:
     app.url_map.merge_slashes = False  # a name may have slashes, one after the other
     for method, rule, view in (
         ("POST", "/models", app.order),
-        ("POST", "/models/<path:path>/invoke", lambda path: app.invoke(path, flask.request.environ)),
-        ("GET", "/models/<path:path>", app.describe),
-        ("DELETE", "/models/<path:path>", app.remove),
-        ("POST", "/_load/<path:path>", app.load),
-        ("POST", "/_unload/<path:path>", app.unload),
+        ("POST", "/models/<path:name>/invoke", lambda name: app.invoke(name, flask.request.environ)),
+        ("GET", "/models/<path:name>", app.describe),
+        ("DELETE", "/models/<path:name>", app.remove),
+        ("POST", "/_load/<path:name>", app.load),
+        ("POST", "/_unload/<path:name>", app.unload),
     ):
         app.add_url_rule(rule, view_func=view, methods=[method], endpoint=f"{method} {rule}")
     return app

@@ -258,7 +258,7 @@ class Settings:
         "Many models: imported before the shards are forked, so that no load waits for them.",
     )
     multi_model: bool = _variable(
-        "SAGEMAKER_MULTI_MODEL", _flag, False, "true or false", "Set by the platform for multi-model endpoints; one model is served here."
+        "SAGEMAKER_MULTI_MODEL", _flag, False, "true or false", "Set by the platform for multi-model endpoints: many models are served."
     )
     batch: bool = _variable("SAGEMAKER_BATCH", _flag, False, "true or false", "Set by the platform in a batch transform job.")
     batch_strategy: str = _variable(
@@ -386,7 +386,7 @@ def _written(default: Any) -> str:
     if default is None or default == "":
         return ""
     if isinstance(default, tuple):
-        default = ",".join(default)
+        default = ", ".join(default)
     return f"`{str(default).lower() if isinstance(default, bool) else f'{default:g}' if isinstance(default, float) else default}`"
 
 

@@ -12,7 +12,7 @@ import pytest
 from gevent import socket as gevent_socket
 from prometheus_client.parser import text_string_to_metric_families
 
-from container import app, metrics, predictor
+from container import exchange, metrics, predictor
 from container.app import create_app
 from container.metrics import Counters
 
@@ -95,7 +95,7 @@ def test_an_error_is_json_that_says_what_was_wrong(client, tmp_path, caplog, sou
     [
         ("GET", "/invocations", 405, "/invocations does not take GET: accepted is ", {"POST", "OPTIONS"}),
         ("DELETE", "/invocations", 405, "/invocations does not take DELETE: accepted is ", {"POST", "OPTIONS"}),
-        ("POST", "/invocation", 404, "there is no /invocation: accepted are POST /invocations", set()),
+        ("POST", "/invocation", 404, "there is no /invocation: accepted are POST /invocations, GET or POST /ping", set()),
         ("POST", "/invocations/", 404, "there is no /invocations/: accepted are POST /invocations", set()),
         ("GET", "/", 404, "there is no /: accepted are POST /invocations", set()),
     ],
@@ -276,7 +276,7 @@ def test_nothing_is_begun_for_a_client_that_has_gone(client, peer, status):
     ids=["without batching", "fast", "slow"],
 )
 def test_the_next_request_goes_to_whoever_is_idle(client, monkeypatch, constant, slow, closed):
-    monkeypatch.setattr(app, "SLOW", slow)
+    monkeypatch.setattr(exchange, "SLOW", slow)
     calls = []
     post(client(ECHO + constant), environ_overrides={"berth.close": lambda: calls.append(1)})
     assert bool(calls) == closed

@@ -53,6 +53,10 @@ def supervisor(tmp_path):
         ({"MODEL_SERVER_PRELOAD": "never"}, {"preload_app": False}),
         ({"MODEL_SERVER_PRELOAD": "always"}, {"preload_app": True}),
         ({"MODEL_SERVER_RUN_DIR": "/run/x"}, {"bind": ["unix:/run/x/gunicorn.sock"]}),
+        (
+            {"MODEL_SERVER_RUN_DIR": "/run/x", "SAGEMAKER_MULTI_MODEL": "true", "MODEL_SERVER_WORKERS": "2"},
+            {"bind": ["unix:/run/x/shard-0.sock", "unix:/run/x/shard-1.sock"], "workers": 2},
+        ),
     ],
 )
 def test_settings_follow_the_environment_and_gunicorn_takes_them(load, environ, expected):
@@ -108,7 +112,13 @@ def test_a_new_worker_takes_the_lowest_free_slot(load, tmp_path, taken, slot):
     worker = SimpleNamespace()
     workers = {1000 + other: SimpleNamespace(slot=other) for other in taken}
     load().pre_fork(SimpleNamespace(WORKERS=workers), worker)
-    assert (worker.slot, worker.run_dir) == (slot, tmp_path)
+    assert (worker.slot, worker.run_dir, worker.own_socket) == (slot, tmp_path, False)
+
+
+def test_a_worker_of_many_models_is_a_shard_with_a_socket_of_its_own(load):
+    worker = SimpleNamespace()
+    load(SAGEMAKER_MULTI_MODEL="true").pre_fork(SimpleNamespace(WORKERS={}), worker)
+    assert worker.own_socket
 
 
 def test_workers_share_the_counts_of_their_connections(load):
@@ -124,15 +134,27 @@ def test_workers_share_the_counts_of_their_connections(load):
     assert second.connections[0] == module.ABSENT, "a worker counts from the moment at which it listens"
 
 
+class Application:
+    """As much of a front as a worker's start knows."""
+
+    def __init__(self, warm_up):
+        self._warm_up = warm_up
+
+    def start(self, counters, slot):
+        self.counters, self.slot = counters, slot
+        return self._warm_up()
+
+
 def worker(warm_up):
-    predictor = SimpleNamespace(load_seconds=1.5, warm_up=warm_up)
-    return SimpleNamespace(slot=2, wsgi=SimpleNamespace(predictor=predictor, counters=None))
+    return SimpleNamespace(slot=2, application=Application(warm_up))
 
 
 @pytest.mark.parametrize("warm", [True, False])
 def test_a_worker_that_has_warmed_up_is_ready_and_counts_into_its_slot(load, tmp_path, supervisor, warm):
     (tmp_path / "metrics").mkdir()
-    load().post_worker_init(worker(lambda: warm))
+    started = worker(lambda: warm)
+    load().post_worker_init(started)
+    assert started.application.slot == 2
     assert events.receive(supervisor) == [{"kind": "ready", "slot": 2, "pid": os.getpid(), "warm": warm}]
     assert [path.name for path in (tmp_path / "metrics").iterdir()] == ["worker-2"]
 
@@ -151,7 +173,7 @@ def test_a_worker_that_cannot_warm_up_tells_the_cause_and_ends(load, tmp_path, s
 def test_without_a_run_directory_a_worker_counts_for_itself(load):
     lone = worker(lambda: True)
     load(MODEL_SERVER_RUN_DIR="").post_worker_init(lone)
-    lone.wsgi.counters.count(200)
+    lone.application.counters.count(200)
 
 
 @pytest.mark.parametrize(

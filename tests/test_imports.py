@@ -9,17 +9,18 @@ ROOT = Path(__file__).parent.parent
 MODULES = {path.stem: path for path in sorted((ROOT / "container").glob("*.py")) if path.stem != "__init__"}
 
 UPWARDS = [
-    *("settings", "message", "logs", "events", "errors"),
+    *("settings", "message", "logs", "events", "errors", "namespace", "registry"),
     *("media", "arrays", "decoding", "encoding", "codecs"),
     *("resources", "artifact", "metrics", "user_code", "versions", "predictor", "batching"),
-    *("preload", "app", "worker", "gunicorn_conf", "supervisor", "serving"),
+    *("memory", "exchange", "status", "proxy", "isolation", "preload", "app", "models", "multi_app"),
+    *("worker", "gunicorn_conf", "supervisor", "serving"),
     *("training_job", "training_script", "training"),
     *("mms_failures", "model_handler", "mms", "dockerd_entrypoint"),
     "__main__",
 ]
 """Every module of container/; each may import those before it."""
 
-PUBLIC = {"serve": {"serving"}, "train": {"training"}, "wsgi.py": {"settings", "preload", "app"}}
+PUBLIC = {"serve": {"serving"}, "train": {"training"}, "wsgi.py": {"settings", "preload", "app", "multi_app", "exchange"}}
 """What the top of the repository imports: it decides nothing itself."""
 
 

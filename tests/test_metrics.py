@@ -1,18 +1,12 @@
 """What workers count, as Prometheus reads it."""
 
 import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from container import metrics, resources
 from container.metrics import Counters
-
-ROOT = Path(__file__).parent.parent
 
 
 def samples(text):
@@ -94,35 +88,3 @@ def test_counts_without_a_file_stay_in_the_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Counters().answered(200, 0, 0, 0, 0, 1)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_is_served_on_the_socket_is_the_text(tmp_path):
-    """In a process of its own, for the thread that answers has no end."""
-    (tmp_path / "metrics").mkdir()
-    Counters.of_worker(tmp_path / "metrics", 0, 1).count(200)
-    address = tmp_path / "metrics.sock"
-    source = (
-        "import sys\nfrom pathlib import Path\nfrom container import metrics\n"
-        "metrics.serve(Path(sys.argv[1]), Path(sys.argv[2]))\nprint('listens', flush=True)\nsys.stdin.read()\n"
-    )
-    argv = (sys.executable, "-c", source, str(address), str(tmp_path / "metrics"))
-    with subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
-        assert server.stdout is not None
-        assert server.stdout.readline() == b"listens\n"
-        assert address.stat().st_mode & 0o777 == 0o666
-        for _ in range(2):
-            head, _, body = get(address).partition(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4")
-            assert f"Content-Length: {len(body)}".encode() in head
-            assert samples(body)["berth_requests_total", "200"] == 1
-        server.communicate(timeout=10)
-    assert server.returncode == 0
-
-
-def get(address):
-    """All that a GET of a unix socket is answered with."""
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(10)
-        client.connect(str(address))
-        client.sendall(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")
-        return b"".join(iter(lambda: client.recv(65536), b""))

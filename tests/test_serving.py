@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,9 @@ from types import ModuleType
 
 import pytest
 
-from container import metrics, serving
+from container import serving, status
 from container.errors import StartupError
-from container.settings import Settings
+from container.settings import ALL, Settings
 
 TEMPLATE = (Path(__file__).parent.parent / "nginx.conf").read_text()
 
@@ -79,10 +80,10 @@ def test_execution_parameters(fields, told):
 def test_every_error_of_nginx_has_the_form_of_the_workers_errors():
     bodies = re.findall(r"return (\d+) '(\{\"code\".*?\})\\n';", rendered(Path("/run/x"), timeout=7.0, max_payload_mb=3))
     said = {}
-    for status, body in bodies:
+    for code, body in bodies:
         error = json.loads(body)
         assert set(error) == {"code", "message", "request_id"}
-        assert (error["code"], error["request_id"]) == (int(status), "$request_id")
+        assert (error["code"], error["request_id"]) == (int(code), "$request_id")
         said[error["code"]] = error["message"]
     assert set(said) == {400, 404, 405, 408, 413, 431, 500, 502, 503, 504}
     assert "3 MB, the limit that SAGEMAKER_MAX_PAYLOAD_IN_MB sets" in said[413]
@@ -118,6 +119,9 @@ def nginx():
     "fields",
     [
         pytest.param(None, id="as it stands"),
+        {"multi_model": True},
+        {"multi_model": True, "replicas": 2},
+        {"multi_model": True, "replicas": ALL, "timeout": 1.5},
         {},
         {"timeout": 1.5, "max_payload_mb": 0, "log_level": 10},
         {"timeout": 0.1, "log_level": 50, "batch": True},
@@ -140,14 +144,15 @@ def test_nginx_takes_it(nginx, tmp_path, fields):
 
 
 @pytest.fixture
-def no_metrics(monkeypatch):
-    """The thread that answers /metrics would outlive the test."""
-    monkeypatch.setattr(metrics, "serve", lambda socket_path, directory: None)
+def nothing_outside(monkeypatch):
+    """The thread that answers /metrics and GET /models would outlive the test; and another program may have the port."""
+    monkeypatch.setattr(status, "serve", lambda socket_path, answers: None)
+    monkeypatch.setattr(serving, "_refuse_taken_port", lambda settings: None)
 
 
 @pytest.fixture
-def made(tmp_path, no_metrics, nginx, monkeypatch):
-    """The supervisor of one model, not run, as settings ask for it; its access log is closed again."""
+def made(tmp_path, nothing_outside, nginx, monkeypatch):
+    """The supervisor of one model, or of many, not run, as settings ask for it; its access log is closed again."""
     opened: list[int] = []
 
     def make(**environ):
@@ -155,7 +160,8 @@ def made(tmp_path, no_metrics, nginx, monkeypatch):
             monkeypatch.setenv(name, value)
         run_dir = tmp_path / "run"
         run_dir.mkdir()
-        made = serving.one_model(Settings.read().but(run_dir=run_dir))
+        settings = Settings.read().but(run_dir=run_dir)
+        made = (serving.many_models if settings.multi_model else serving.one_model)(settings)
         opened.extend(made.forward)
         return made
 
@@ -218,6 +224,36 @@ def test_the_plan_is_told_with_its_sources(made, caplog):
     assert lines[5] == "ready: POST http://127.0.0.1:9009/invocations"
 
 
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({}, "many, in 1 shard each (default), port 8080 (default)"),
+        ({"MODEL_REPLICAS": "2"}, "many, in 2 shards each (MODEL_REPLICAS), port 8080 (default)"),
+        ({"MODEL_REPLICAS": "ALL"}, "many, in every shard each (MODEL_REPLICAS), port 8080 (default)"),
+        (
+            {"ISOLATION": "process", "SAGEMAKER_BIND_TO_PORT": "9009"},
+            "many, in 1 shard each (default), each in a process of its own, port 9009 (SAGEMAKER_BIND_TO_PORT)",
+        ),
+    ],
+)
+def test_the_plan_for_many_models(made, caplog, environ, told):
+    with caplog.at_level(logging.INFO):
+        runs = made(SAGEMAKER_MULTI_MODEL="true", **environ)
+        runs.on_ready()
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[4] == f"models     {told}"
+    assert lines[5].endswith("/models")
+
+
+def test_many_models_have_a_socket_for_each_shard(made, tmp_path):
+    runs = made(SAGEMAKER_MULTI_MODEL="true", SAGEMAKER_MODEL_SERVER_WORKERS="3")
+    assert runs.workers == 3
+    configuration = (tmp_path / "run/nginx.conf").read_text()
+    sockets = {f"unix:{tmp_path}/run/shard-{shard}.sock" for shard in range(3)}
+    assert set(re.findall(r"unix:\S+shard-\d+\.sock", configuration)) == sockets
+    assert "gunicorn.sock" not in configuration
+
+
 def test_nginx_is_found_on_the_path_first(tmp_path):
     (tmp_path / "nginx").write_text("#!/bin/sh\n")
     (tmp_path / "nginx").chmod(0o755)
@@ -268,7 +304,6 @@ def test_a_run_directory_that_was_given_is_made_and_stays(tmp_path, monkeypatch)
             {"MODEL_SERVER_RUN_DIR": "{here}/" + "x" * 100},
             "MODEL_SERVER_RUN_DIR: {here}/" + "x" * 100 + " has {length} characters: up to 91 are accepted, for the sockets in it",
         ),
-        ({"SAGEMAKER_MULTI_MODEL": "true"}, "SAGEMAKER_MULTI_MODEL=true, but this server serves one model"),
         ({"SAGEMAKER_BIND_TO_PORT": "0"}, "SAGEMAKER_BIND_TO_PORT='0' cannot be used: accepted is a port, 1 to 65535"),
         (
             {"arguments": "--port 80"},
@@ -295,3 +330,12 @@ def test_serve_without_a_place_for_temporary_files(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith(
         "STARTUP FAILED: there is no place for temporary files ([Errno 2] No usable temporary directory"
     )
+
+
+def test_a_port_that_another_has_is_named_with_its_variable():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(StartupError, match=rf"^port {port} \(SAGEMAKER_BIND_TO_PORT\) cannot be listened on: Address already in use"):
+            serving._refuse_taken_port(Settings.read({"SAGEMAKER_BIND_TO_PORT": str(port)}))

@@ -248,7 +248,7 @@ def test_a_worker_that_is_to_end_answers_what_it_has_and_takes_no_more(serve, tm
 def test_only_the_listening_sockets_are_gevents():
     ours, theirs = plain_socket.socketpair()
     with theirs:
-        worker: Any = SimpleNamespace(sockets=[SimpleNamespace(FAMILY=plain_socket.AF_UNIX, sock=ours)])
+        worker: Any = SimpleNamespace(sockets=[SimpleNamespace(FAMILY=plain_socket.AF_UNIX, sock=ours)], own_socket=False)
         Worker.patch(worker)
         (patched,) = worker.sockets
         assert isinstance(patched, socket.socket)
