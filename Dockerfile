@@ -43,6 +43,7 @@ ENV PATH=/opt/program:/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/us
 WORKDIR /opt/program
 EXPOSE 8080
 LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true \
+      com.amazonaws.sagemaker.capabilities.multi-models=true \
       org.opencontainers.image.title=berth \
       org.opencontainers.image.description="A bring-your-own-container model server for Amazon SageMaker" \
       org.opencontainers.image.licenses=Apache-2.0
@@ -67,7 +68,6 @@ RUN mkdir -p /usr/lib/jni \
  && python3 -c "import mms, pathlib, zipfile; \
       jar = zipfile.ZipFile(pathlib.Path(mms.__file__).parent / 'frontend' / 'model-server.jar'); \
       [pathlib.Path('/usr/lib/jni', pathlib.Path(name).name).write_bytes(jar.read(name)) for name in jar.namelist() if name.endswith('.so')]"
-LABEL com.amazonaws.sagemaker.capabilities.multi-models=true
 ENTRYPOINT ["python3", "-m", "container.dockerd_entrypoint"]
 
 # What is built where no target is named.

@@ -177,7 +177,7 @@ def _closed(connection: Any) -> bool:
 def _calls(application: flask.Flask) -> list[str]:
     """What a client may ask for, as 'POST /models'; a path that begins with an underscore is no client's."""
     rules = [rule for rule in application.url_map.iter_rules() if not rule.rule.startswith("/_")]
-    shown = [(rule.rule.replace("<path:name>", "NAME"), sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})) for rule in rules]
+    shown = [(rule.rule.replace("<name:name>", "NAME"), sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})) for rule in rules]
     return [f"{' or '.join(methods)} {path}" for path, methods in sorted(shown)]
 
 

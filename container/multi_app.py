@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import flask
+from werkzeug.routing import BaseConverter
 
 from container import isolation, preload
 from container.errors import ClientError, ServingError
@@ -25,6 +26,13 @@ from container.settings import Settings
 NAME_LIMIT = 1024
 DESCRIBED = 100
 """Models whose figures a shard tells at most: those that were used last."""
+
+
+class NameConverter(BaseConverter):
+    """Any text, slashes and line ends included. Werkzeug's `path` takes neither a line end nor a slash in front."""
+
+    regex = "(?s:.+)"
+    part_isolating = False
 
 
 class MultiApp(Front):
@@ -88,7 +96,7 @@ class MultiApp(Front):
         name, _ = _wanted(flask.request.get_data())
         return _onward(f"/_load/{_quoted(name)}?replica=0")
 
-    def load(self, path: str) -> flask.Response:
+    def load(self, name: str) -> flask.Response:
         """A load, at its owner or at one of its replicas."""
         name, url = _wanted(flask.request.get_data())
         replica = int(flask.request.args["replica"])
@@ -143,14 +151,15 @@ def create_app(settings: Settings) -> MultiApp:
     def failed_otherwise(error: Exception) -> flask.Response:
         return app.failed(error, flask.request.environ)
 
+    app.url_map.converters["name"] = NameConverter
     app.url_map.merge_slashes = False  # a name may have slashes, one after the other
     for method, rule, view in (
         ("POST", "/models", app.order),
-        ("POST", "/models/<path:name>/invoke", lambda name: app.invoke(name, flask.request.environ)),
-        ("GET", "/models/<path:name>", app.describe),
-        ("DELETE", "/models/<path:name>", app.remove),
-        ("POST", "/_load/<path:name>", app.load),
-        ("POST", "/_unload/<path:name>", app.unload),
+        ("POST", "/models/<name:name>/invoke", lambda name: app.invoke(name, flask.request.environ)),
+        ("GET", "/models/<name:name>", app.describe),
+        ("DELETE", "/models/<name:name>", app.remove),
+        ("POST", "/_load/<name:name>", app.load),
+        ("POST", "/_unload/<name:name>", app.unload),
     ):
         app.add_url_rule(rule, view_func=view, methods=[method], endpoint=f"{method} {rule}")
     return app
@@ -165,6 +174,8 @@ def _wanted(body: bytes) -> tuple[str, str]:
         raise ClientError(f'the body is not {{"model_name": ..., "url": ...}} in JSON: {type(error).__name__}: {error}') from None
     if not isinstance(name, str) or not isinstance(url, str) or not 1 <= len(name) <= NAME_LIMIT or not url:
         raise ClientError(f"model_name and url must be texts, model_name of 1 to {NAME_LIMIT} characters")
+    if not {".", ".."}.isdisjoint(name.split("/")) or any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in name):
+        raise ClientError(f"model_name {name!r} cannot be part of a path: none has NUL, half a character, or '.' or '..' between slashes")
     return name, url
 
 
