@@ -3,6 +3,8 @@
 import ctypes
 import fcntl
 import gc
+import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,22 +29,62 @@ class Budget:
         reserved[slot] = 0  # what a predecessor had reserved died with it
 
     @contextmanager
-    def reserve(self, needed: int, what: str) -> Iterator[None]:
-        """Holds `needed` bytes while a load is under way. Raises InsufficientStorage, with both numbers, if they are not left."""
+    def reserve(self, needed: int, what: str) -> Iterator[int]:
+        """Holds `needed` bytes while a load is under way; gives the bytes that were left, these included.
+
+        Raises InsufficientStorage, with both numbers, if they are not left.
+        """
         with self._lock.open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # between looking and reserving nobody else may do the same
             left = self.left()
             if needed > left:
-                raise InsufficientStorage(f"{what} needs about {needed >> 20} MB of memory, and {max(0, left) >> 20} MB are left")
+                raise InsufficientStorage(f"{what} needs about {-(-needed >> 20)} MB of memory, and {max(0, left) >> 20} MB are left")
             self._reserved[self._slot] += needed
         try:
-            yield
+            yield left
         finally:
             self._reserved[self._slot] -= needed
 
     def left(self) -> int:
         """Bytes that are neither used, nor reserved, nor kept back."""
         return int(self._free() - sum(self._reserved) - MARGIN)
+
+
+class Bound:
+    """An end to this process's growth: an allocation beyond it raises MemoryError here, where the kernel would have killed somebody.
+
+    Several may be on at a time, from several threads; the last to begin sets the end.
+    """
+
+    def __init__(self) -> None:
+        self._count, self._lock = 0, threading.Lock()
+
+    @contextmanager
+    def on(self, growth: int) -> Iterator[None]:
+        """No more than `growth` bytes beside what this process has now."""
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        end = resources.writable() + growth
+        with self._lock:
+            self._count += 1
+            resource.setrlimit(resource.RLIMIT_DATA, (end if hard == resource.RLIM_INFINITY else min(end, hard), hard))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._count -= 1
+                if not self._count:
+                    self.off()
+
+    @staticmethod
+    def off() -> None:
+        """No end: for a forked child, which inherits it."""
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is that memory was short."""
+    return isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError)
 
 
 def give_back() -> None:

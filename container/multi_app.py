@@ -129,8 +129,7 @@ class MultiApp(Front):
 
     def remove(self, name: str) -> flask.Response:
         """DELETE /models/NAME: answers when the memory is back."""
-        url = self.models.url(name)
-        self.models.unload(name)
+        url = self.models.unload(name)
         self.write_figures()
         answer = {"modelName": name, "modelUrl": url}
         if self._replicas > 1:

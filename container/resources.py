@@ -110,6 +110,11 @@ def rss(pid: int | str = "self") -> int:
         return 0
 
 
+def writable() -> int:
+    """Bytes that this process may write to without asking for more, whether it has touched them or not: what RLIMIT_DATA bounds."""
+    return int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def private(pid: int | str = "self") -> int:
     """Bytes that are this process's alone: what would be free without it. 0 if it is gone."""
     lines = _lines(Path(f"/proc/{pid}/smaps_rollup"))
