@@ -7,23 +7,30 @@ itself has pickled.
 import contextlib
 import os
 import pickle
+import select
 import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from gevent import socket as cooperative
 from gevent.lock import Semaphore
 
-from container import predictor
-from container.errors import InsufficientStorage, ServingError, StartupError, to_response
-from container.message import Context, Request, Response
+from container import events, memory, predictor
+from container.errors import DeadlineExceeded, InsufficientStorage, ServingError, StartupError, check_headers, to_response
+from container.message import Context, Headers, Request, Response
 from container.predictor import Predictor
 from container.settings import Settings
 
+LOAD_SECONDS = 350.0
+"""How long a load may take; the platform waits 360 s."""
+KILL_AFTER = 5.0
+"""Seconds beyond the deadline after which a process that still computes is ended: nobody waits for it any more."""
+STOP = "stop"
+"""Said to the child by the shard when nobody reads its stream any more."""
 _LENGTH = struct.Struct("!Q")
 
 
@@ -44,24 +51,27 @@ class _Child:
     def __init__(self, settings: Settings, directory: Path) -> None:
         """Forks, and waits until the child has loaded its model. Raises StartupError or InsufficientStorage in its words."""
         here, there = socket.socketpair()
+        here.settimeout(LOAD_SECONDS)
+        self._socket, self._timeout = here, settings.timeout + KILL_AFTER
+        self._cooperative: Any = None
+        self._closed = False
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
             _child(there, settings, directory)
         there.close()
-        self._dead = False
         try:
             kind, said = _receive(here)
-        except EOFError:
-            self._bury()
-            raise InsufficientStorage(f"the process that loaded {directory} was killed: it needs more memory than there is") from None
+        except TimeoutError:
+            self.close()
+            raise StartupError(f"the process that loaded {directory} was not ready within {LOAD_SECONDS:.0f} s") from None
+        except (EOFError, OSError):
+            raise _ended_loading(directory, self.close()) from None
         if kind != "loaded":
-            self._bury()
+            self.close()
             raise InsufficientStorage(said) if kind == "memory" else StartupError(said)
         self._source, self._load_seconds = said
         self._turn = Semaphore(1)
-        self._socket = here
-        self._cooperative: Any = None
 
     def predictor(self) -> Predictor:
         """The model as every other: the request goes to the child as it is, and its Response comes back."""
@@ -73,23 +83,35 @@ class _Child:
             warmup=None,
             source=f"{self._source}, in process {self.pid}",
             load_seconds=self._load_seconds,
-            close=self.close,
-            is_dead=lambda: self._dead,
+            close=self._end,
+            is_dead=lambda: self._closed,
         )
 
-    def close(self) -> None:
-        """Ends the child; returns when its memory is back."""
-        self._dead = True
+    def close(self) -> int:
+        """Ends the child, if it has not ended; returns when its memory is back, with the code it ended with, below 0 for a signal."""
+        if self._closed:  # its number may be another process's by now
+            return 0
+        self._closed = True
         self._socket.close()
         if self._cooperative is not None:
             self._cooperative.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        self._bury()
-
-    def _bury(self) -> None:
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            if not ended:
+                os.kill(self.pid, signal.SIGKILL)
+                status = os.waitpid(self.pid, 0)[1]
+            return os.waitstatus_to_exitcode(status)
+        return 0
+
+    def _end(self) -> None:
+        self.close()
+
+    def _lost(self, error: BaseException) -> ServingError:
+        """What to tell the client. The process is ended whatever happened: what it says next might be the answer to this request."""
+        self.close()
+        if isinstance(error, TimeoutError):
+            return DeadlineExceeded("the process of this model computed past the deadline and was ended; it is started again for the next")
+        return ProcessDied("the process of this model died with this request; it is started again for the next")
 
     def _call(self, request: Request) -> Response:
         context = request.context
@@ -98,34 +120,58 @@ class _Child:
         try:
             if self._cooperative is None:  # made here, where the greenlets are: loading may have been on a thread
                 self._cooperative = cooperative.socket(fileno=self._socket.detach())
-            _send(
-                self._cooperative,
-                (request.body, request.content_type, request.accept, dict(context.headers), context.request_id, context.deadline),
-            )
+            self._cooperative.settimeout(min(self._timeout, max(0.0, context.remaining()) + KILL_AFTER))
+            told = (dict(context.headers), context.request_id, context.deadline, context.model_name)
+            _send(self._cooperative, (request.body, request.content_type, request.accept, *told))
             status, content_type, headers, body = _receive(self._cooperative)
             keep = body is None
             return Response(self._parts() if keep else body, content_type, status, headers)
         except (EOFError, OSError) as error:
-            self._dead = True
-            raise ProcessDied("the process of this model died with this request; it is started again for the next") from error
+            raise self._lost(error) from error
+        except BaseException:
+            self._lost(EOFError())
+            raise
         finally:
             if not keep:
                 self._turn.release()
 
     def _parts(self) -> Iterator[bytes]:
+        ended = False
         try:
-            while True:
+            self._cooperative.settimeout(self._timeout)
+            while not ended:
                 part, failed = _receive(self._cooperative)
+                ended = part is None
                 if failed:
                     raise ServingError("the stream broke off")
-                if part is None:
-                    return
-                yield part
+                if part is not None:
+                    yield part
         except (EOFError, OSError) as error:
-            self._dead = True
-            raise ProcessDied("the process of this model died in the middle of a stream") from error
+            raise self._lost(error) from error
         finally:
+            if not ended and not self._closed:
+                self._abandon()
             self._turn.release()
+
+    def _abandon(self) -> None:
+        """Nobody reads on: the child is told, and what it has said meanwhile is thrown away."""
+        try:
+            _send(self._cooperative, STOP)
+            while _receive(self._cooperative)[0] is not None:
+                pass
+        except (EOFError, OSError) as error:
+            self._lost(error)
+
+
+def _ended_loading(directory: Path, code: int) -> Exception:
+    """Only the kernel sends SIGKILL to a process that loads, when memory is short; all else is the artifact's fault."""
+    if code == -signal.SIGKILL:
+        return InsufficientStorage(f"the process that loaded {directory} was killed: it needs more memory than there is")
+    return StartupError(f"the process that loaded {directory} {_ending(code)}")
+
+
+def _ending(code: int) -> str:
+    return f"was killed by {events.signal_name(-code)}" if code < 0 else f"ended with code {code}"
 
 
 def _child(connection: socket.socket, settings: Settings, directory: Path) -> NoReturn:
@@ -137,12 +183,13 @@ def _child(connection: socket.socket, settings: Settings, directory: Path) -> No
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGABRT, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
+        memory.Bound.off()
+        memory.be_killed_first()
         try:
             loaded = predictor.load(settings, directory)
-        except StartupError as error:
-            _send(connection, ("broken", str(error)))
-        except MemoryError:
-            _send(connection, ("memory", f"{directory} does not fit into memory"))
+        except (StartupError, MemoryError) as error:
+            short = memory.ran_out(error)
+            _send(connection, ("memory", f"{directory} does not fit into memory") if short else ("broken", str(error)))
         else:
             _send(connection, ("loaded", (loaded.source, loaded.load_seconds)))
             while True:
@@ -154,25 +201,40 @@ def _child(connection: socket.socket, settings: Settings, directory: Path) -> No
 
 
 def _answer(connection: socket.socket, loaded: Predictor) -> None:
-    body, content_type, accept, headers, request_id, deadline = _receive(connection)
-    context = Context(headers, request_id, deadline)
+    request = _receive(connection)
+    if request == STOP:  # it came when the stream had ended by itself
+        return
+    body, content_type, accept, headers, request_id, deadline, model_name = request
+    context = Context(Headers.of(headers), request_id, deadline, model_name)
     try:
         response = loaded.respond(Request(body, content_type, accept, context))
+        check_headers(response)
     except (Exception, SystemExit) as error:
         response = to_response(error, request_id)
     whole = isinstance(response.body, bytes)
     _send(connection, (response.status, response.content_type, dict(response.headers), response.body if whole else None))
     if not isinstance(response.body, bytes):
-        try:
-            for part in response.body:
-                _send(connection, (part, False))
-            _send(connection, (None, False))
-        except (Exception, SystemExit) as error:
-            to_response(error, request_id)  # for the log
-            _send(connection, (None, True))
+        _stream(connection, response.body, request_id)
 
 
-def _send(connection: Any, fields: tuple[Any, ...]) -> None:
+def _stream(connection: socket.socket, parts: Iterable[bytes], request_id: str) -> None:
+    said = select.poll()
+    said.register(connection, select.POLLIN)
+    iterator = iter(parts)
+    failed = False
+    try:
+        for part in iterator:
+            _send(connection, (part, False))
+            if said.poll(0):  # STOP, for nothing else is said during a stream
+                break
+        getattr(iterator, "close", lambda: None)()
+    except (Exception, SystemExit) as error:
+        to_response(error, request_id)  # for the log
+        failed = True
+    _send(connection, (None, failed))
+
+
+def _send(connection: Any, fields: Any) -> None:
     data = pickle.dumps(fields, pickle.HIGHEST_PROTOCOL)
     connection.sendall(_LENGTH.pack(len(data)) + data)
 

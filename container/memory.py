@@ -6,7 +6,7 @@ import gc
 import resource
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +53,21 @@ class Budget:
 class Bound:
     """An end to this process's growth: an allocation beyond it raises MemoryError here, where the kernel would have killed somebody.
 
-    Several may be on at a time, from several threads; the last to begin sets the end.
+    Several may be on at a time, from several threads; the last to begin sets the end. What the C library has kept of freed memory can be
+    taken without an allocation that the kernel sees, so it counts as growth; a load that is refused for it is worth another look.
     """
 
     def __init__(self) -> None:
         self._count, self._lock = 0, threading.Lock()
+        mapped, touched = resources.writable()
+        self._usual = mapped - touched
 
     @contextmanager
     def on(self, growth: int) -> Iterator[None]:
         """No more than `growth` bytes beside what this process has now."""
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        end = resources.writable() + growth
+        mapped, touched = resources.writable()
+        end = max(0, mapped + growth - max(0, mapped - touched - self._usual))
         with self._lock:
             self._count += 1
             resource.setrlimit(resource.RLIMIT_DATA, (end if hard == resource.RLIM_INFINITY else min(end, hard), hard))
@@ -85,6 +89,12 @@ class Bound:
 def ran_out(error: BaseException) -> bool:
     """Whether an error, or what caused it, is that memory was short."""
     return isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError)
+
+
+def be_killed_first() -> None:
+    """Has the kernel choose this process, where memory is short, before all others of the container."""
+    with suppress(OSError):  # no such file, or not to be written
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def give_back() -> None:

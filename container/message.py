@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 CUSTOM_ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 TARGET_MODEL = "X-Amzn-SageMaker-Target-Model"
@@ -15,6 +15,11 @@ class Headers(Mapping[str, str]):
 
     def __init__(self, environ: Mapping[str, Any]) -> None:
         self._environ = environ
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> Self:
+        """From names, in whatever case, and values."""
+        return cls({cls._key(name): value for name, value in headers.items()})
 
     @staticmethod
     def _key(name: str) -> str:

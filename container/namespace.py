@@ -6,56 +6,88 @@ files first: at the top of a file, inside a function, or years later.
 """
 
 import builtins
-import importlib.machinery
 import importlib.util
+import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 _exposing = threading.RLock()
-"""Held while a model's modules stand in sys.modules, where all models' would meet."""
+"""Held while a model's modules stand in sys.modules, where all models' would meet; and over a fork, or the child would wait for ever."""
+os.register_at_fork(before=_exposing.acquire, after_in_parent=_exposing.release, after_in_child=_exposing.release)
 
 
 class Namespace:
-    """The modules below some directories (code/ and code/lib of an artifact). Compiled modules are shared: Python loads them once."""
+    """The modules below some directories (code/ and code/lib of an artifact)."""
 
     def __init__(self, directories: Sequence[Path]) -> None:
         self._path = [str(directory) for directory in directories if directory.is_dir()]
         self._modules: dict[str, ModuleType] = {}
+        self._hidden: dict[str, ModuleType] = {}
+        self._is_exposed = False
+        self._of_image: dict[str, bool] = {}
         self._builtins = {**vars(builtins), "__import__": self._import}
 
     def run(self, path: Path) -> ModuleType:
         """Imports one file of the model, under its own name. Raises what the file raises."""
         with self.exposed():
-            return self._load(importlib.util.spec_from_file_location(path.stem, path))
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            assert spec is not None
+            return self._load(spec)
 
     @contextmanager
     def exposed(self) -> Iterator[None]:
         """The model's modules in sys.modules and its directories on sys.path: for pickle, which looks classes up there."""
         with _exposing:
-            hidden = {name: sys.modules[name] for name in self._modules if name in sys.modules}
-            sys.modules.update(self._modules)
+            path_before, before = list(sys.path), set(sys.modules)
+            self._is_exposed = True
+            for name, module in self._modules.items():
+                self._show(name, module)
             sys.path[:0] = self._path
-            before = set(sys.modules)
             try:
                 yield
             finally:
-                for directory in self._path:
-                    sys.path.remove(directory)
-                for name in set(sys.modules) - before | set(self._modules):
-                    module = sys.modules.get(name)
-                    if module is not None and (name in self._modules or self._is_own(module)):
-                        self._modules.setdefault(name, module)
-                        del sys.modules[name]
-                sys.modules.update(hidden)
+                self._is_exposed = False
+                # what the script itself has put there is not for other models either
+                sys.path[:] = [entry for entry in sys.path if entry in path_before or not self._is_below(entry)]
+                self._gather(set(sys.modules) - before)
+                sys.modules.update(self._hidden)
+                self._hidden.clear()
+
+    def close(self) -> None:
+        """Takes the modules apart when the model is gone: they hold each other, and what they hold, in cycles."""
+        for module in self._modules.values():
+            if not _is_compiled(getattr(module, "__file__", None)):
+                vars(module).clear()
+        self._modules.clear()
+        self._builtins.clear()
+        for directory in self._path:
+            sys.path_importer_cache.pop(directory, None)
+
+    def _show(self, name: str, module: ModuleType) -> None:
+        other = sys.modules.get(name)
+        if other is not None and other is not module:
+            self._hidden.setdefault(name, other)
+        sys.modules[name] = module
+
+    def _gather(self, new: set[str]) -> None:
+        """Takes out of sys.modules what is the model's own: loaded here, or by Python (a pickle's class, say)."""
+        for name in new | set(self._modules):
+            module = sys.modules.get(name)
+            if module is not None and (module is self._modules.get(name) or self._is_own(module)):
+                self._modules.setdefault(name, module)
+                del sys.modules[name]
 
     def _is_own(self, module: ModuleType) -> bool:
-        file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), "")
-        return any(file.startswith(f"{directory}/") for directory in self._path) and not file.endswith(".so")
+        return self._is_below(getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), ""))
+
+    def _is_below(self, path: str) -> bool:
+        return any(path == directory or path.startswith(f"{directory}/") for directory in self._path)
 
     def _import(
         self,
@@ -70,27 +102,56 @@ class Namespace:
             package = str((globals or {}).get("__package__") or "")
             name = importlib.util.resolve_name("." * level + name, package)
         top = name.partition(".")[0]
-        if self._find(top) is None:
+        if self._known(top) is None and self._find(top) is None:
             return builtins.__import__(name, globals, locals, fromlist or (), 0)
         module = self._import_dotted(name)
         if not fromlist:
             return module if level else self._modules[top]
-        for item in fromlist:
-            if item != "*" and not hasattr(module, item) and hasattr(module, "__path__"):
-                self._import_dotted(f"{name}.{item}")
+        if hasattr(module, "__path__"):
+            for item in fromlist:
+                self._import_item(module, item)
         return module
 
-    def _find(self, name: str, path: Sequence[str] | None = None) -> importlib.machinery.ModuleSpec | None:
-        if name in self._modules:
-            return self._modules[name].__spec__
-        spec = importlib.machinery.PathFinder.find_spec(name, self._path if path is None else path)
-        return None if spec is None or str(spec.origin).endswith(".so") else spec
+    def _import_item(self, package: ModuleType, item: str) -> None:
+        """`from package import item`, where item may be a module; one that is not there is for the import statement to miss."""
+        if item == "*":
+            for listed in getattr(package, "__all__", ()):
+                self._import_item(package, listed)
+        elif not hasattr(package, item) and self._find(f"{package.__name__}.{item}", list(package.__path__)) is not None:
+            self._import_dotted(f"{package.__name__}.{item}")
+
+    def _known(self, name: str) -> ModuleType | None:
+        module = self._modules.get(name)
+        if module is None and self._is_exposed:
+            there = sys.modules.get(name)
+            if there is not None and self._is_own(there):  # imported by Python in the meantime
+                module = self._modules[name] = there
+        return module
+
+    def _find(self, name: str, path: Sequence[str] | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, self._path if path is None else path)
+        return None if spec is None or (path is None and self._is_of_image(spec)) else spec
+
+    def _is_of_image(self, spec: ModuleSpec) -> bool:
+        """Whether the image's module of this name is meant: a mere directory is no package where there is one, and what is compiled
+        can often be loaded only once in a process (numpy says so), which the image's own has the better right to.
+        """
+        if spec.name not in self._of_image:
+            places = list(spec.submodule_search_locations or ())
+            yields = spec.origin is None or _is_compiled(spec.origin) or any(next(Path(p).rglob("*.so"), None) for p in places)
+            elsewhere = [entry for entry in sys.path if not self._is_below(entry)]
+            self._of_image[spec.name] = yields and PathFinder.find_spec(spec.name, elsewhere) is not None
+        return self._of_image[spec.name]
 
     def _import_dotted(self, name: str) -> ModuleType:
-        if name in self._modules:
-            return self._modules[name]
+        known = self._known(name)
+        if known is not None:
+            return known
         parent_name, _, child = name.rpartition(".")
         parent = self._import_dotted(parent_name) if parent_name else None
+        known = self._known(name)  # its package may have imported it
+        if known is not None:
+            return known
         spec = self._find(name, None if parent is None else list(getattr(parent, "__path__", [])))
         if spec is None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
@@ -99,15 +160,22 @@ class Namespace:
             setattr(parent, child, module)
         return module
 
-    def _load(self, spec: importlib.machinery.ModuleSpec | None) -> ModuleType:
-        assert spec is not None
+    def _load(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         vars(module)["__builtins__"] = self._builtins
         self._modules[spec.name] = module
-        if spec.loader is not None:
-            try:
+        if self._is_exposed:
+            self._show(spec.name, module)
+        try:
+            if spec.loader is not None:
                 spec.loader.exec_module(module)
-            except BaseException:
-                self._modules.pop(spec.name, None)
-                raise
-        return module
+        except BaseException:
+            self._modules.pop(spec.name, None)
+            if self._is_exposed:
+                sys.modules.pop(spec.name, None)
+            raise
+        return self._modules.get(spec.name, module)
+
+
+def _is_compiled(file: str | None) -> bool:
+    return file is not None and file.endswith(".so")

@@ -4,7 +4,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +128,14 @@ def load(settings: Settings, model_dir: Path | None = None) -> Predictor:
         script = user_code.load(path)
         return _from_script(script, _call_model_fn(script, directory), settings, started)
     namespace = Namespace((path.parent, path.parent / "lib"))
-    script = user_code.load(path, namespace)
-    with namespace.exposed():
-        model = _call_model_fn(script, directory)
-    return _from_script(script, model, settings, started)
+    try:
+        script = user_code.load(path, namespace)
+        with namespace.exposed():
+            model = _call_model_fn(script, directory)
+        return replace(_from_script(script, model, settings, started), close=namespace.close)
+    except BaseException:
+        namespace.close()
+        raise
 
 
 def _call_model_fn(script: Script, model_dir: Path) -> Any:

@@ -1,8 +1,10 @@
 """Which models are loaded, on disk: one append-only file a shard. A shard that dies leaves it to its successor, and the supervisor
 lists the models of all shards from these files, so that a listing never waits for a prediction."""
 
+import errno
 import json
 import os
+import uuid
 from bisect import bisect_right
 from pathlib import Path
 
@@ -14,36 +16,43 @@ class Ledger:
     """What one shard has loaded: name -> url. Every change is one line, written before it is answered."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._gone = path, 0
+        self._path, self._file = path, -1
         tail = _Tail(path)
         tail.read()
         self.models = tail.models
-        self._open()
+        self._rewrite()  # a predecessor may have died in the middle of a line
 
     def add(self, name: str, url: str) -> None:
+        """Raises OSError, and has added nothing, if the disk is full."""
+        self._append(_line(name, url))
         self.models[name] = url
-        os.write(self._file, _line(name, url))
 
     def remove(self, name: str) -> None:
         """Does nothing if the name is not there."""
         if self.models.pop(name, None) is None:
             return
-        os.write(self._file, _line(name, None))
+        self._append(_line(name, None))
         self._gone += 2
         if self._gone > REWRITE_AFTER + len(self.models):
             self._rewrite()
 
-    def _open(self) -> None:
-        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _append(self, line: bytes) -> None:
+        written = os.write(self._file, line)
+        if written < len(line):  # half a line would spoil the next one
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise OSError(errno.ENOSPC, "the list of models cannot be written: the disk is full")
 
     def _rewrite(self) -> None:
-        """In one step for those who read it: a new file takes the place of the old one."""
+        """In one step for those who read it: a new file takes the place of the old one. Its first line is like no other file's."""
         new = self._path.with_suffix(".new")
-        new.write_bytes(b"".join(_line(name, url) for name, url in self.models.items()))
+        new.write_bytes(uuid.uuid4().hex.encode() + b"\n" + b"".join(_line(name, url) for name, url in self.models.items()))
         new.replace(self._path)
-        os.close(self._file)
-        self._open()
-        self._gone = 0
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self._gone = os.open(self._path, os.O_WRONLY | os.O_APPEND), 0
 
 
 class Catalogue:
@@ -70,16 +79,17 @@ class _Tail:
 
     def __init__(self, path: Path) -> None:
         self.models: dict[str, str] = {}
-        self._path, self._inode, self._offset = path, 0, 0
+        self._path, self._first_line, self._offset = path, b"", 0
 
     def read(self) -> bool:
         """Reads what was written since; returns whether there was anything."""
         try:
             with self._path.open("rb") as file:
-                inode = os.fstat(file.fileno()).st_ino
-                if inode != self._inode:
+                first_line = file.readline()
+                is_new = first_line != self._first_line
+                if is_new:  # another file (an inode's number would not tell: it is used again)
                     self.models.clear()
-                    self._inode, self._offset = inode, 0
+                    self._first_line, self._offset = first_line, len(first_line)
                 file.seek(self._offset)
                 data = file.read()
         except FileNotFoundError:
@@ -92,7 +102,7 @@ class _Tail:
             else:
                 self.models[change["name"]] = change["url"]
         self._offset += len(whole)
-        return bool(whole)
+        return bool(whole) or is_new
 
 
 def _line(name: str, url: str | None) -> bytes:

@@ -1,7 +1,6 @@
 """What the supervisor answers by itself, on a thread beside its loop, so that it never waits for a prediction: /metrics, GET /models."""
 
 import base64
-import binascii
 import json
 import socketserver
 import threading
@@ -74,7 +73,7 @@ def _page(query: dict[str, str]) -> tuple[int, str]:
     token = query.get("next_page_token", "")
     try:
         return int(limit), base64.b64decode(token, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:
         raise ValueError(f"next_page_token={token[:100]!r} is none that this server gave") from None
 
 
