@@ -39,6 +39,9 @@ class Front(flask.Flask):
         self.counters = counters
         return False
 
+    def tick(self) -> None:
+        """Called about once a second."""
+
     @property
     def is_hooked(self) -> bool:
         """Whether somebody has put functions of their own around the views; if nobody has, Flask's contexts serve nobody."""

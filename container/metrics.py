@@ -1,6 +1,8 @@
 """Prometheus text over all worker processes. Each worker counts into a file of its own that is mapped into memory, so that
 counting costs no system call, a blocked or dead worker's counts can be read, and its replacement goes on where it ended."""
 
+import heapq
+import json
 import mmap
 import struct
 from bisect import bisect_left
@@ -13,6 +15,16 @@ from container import resources
 
 STATUSES = (200, 400, 404, 405, 406, 413, 415, 500, 503, 504)
 """Statuses counted by themselves; any other is counted as 'other'."""
+MODEL_FIGURES = {
+    "loads": ("loads", "How often the model was loaded: more than once if its process died."),
+    "load_seconds": ("load_seconds", "Seconds that its last load took."),
+    "bytes": ("artifact_bytes", "Bytes of its artifact."),
+    "hits": ("invocations", "How often it was asked."),
+    "last_use": ("last_use_seconds", "When it was asked last, in seconds since the epoch; 0: never."),
+}
+"""What a shard of many models tells of each, and how /metrics calls it; of a replica each shard tells its own."""
+DESCRIBED = 100
+"""Models whose figures are told at most: those that were used last."""
 PHASES = ("queue", "decode", "predict", "encode")
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
@@ -81,6 +93,8 @@ def text(directory: Path) -> bytes:
 
     registry = CollectorRegistry()
     registry.register(_Workers(directory))
+    if any(directory.glob("models-*.json")):
+        registry.register(_Models(directory))
     return generate_latest(registry)
 
 
@@ -107,6 +121,29 @@ class _Workers:
         for slot, row in self._rows.items():
             memory.add_metric([str(slot)], resources.rss(int(row[PID])))
         yield from (requests, phases, batch, load, memory)
+
+
+class _Models:
+    """Of many models: shard -> what it has told."""
+
+    def __init__(self, directory: Path) -> None:
+        paths = sorted(directory.glob("models-*.json"))
+        self._shards = {path.stem.removeprefix("models-"): json.loads(path.read_bytes()) for path in paths}
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        loaded = GaugeMetricFamily("berth_models_loaded", "Models that are loaded.", labels=["shard"])
+        for shard, told in self._shards.items():
+            loaded.add_metric([shard], told["count"])
+        yield loaded
+        everyone = [(shard, model) for shard, told in self._shards.items() for model in told["models"]]
+        described = heapq.nlargest(DESCRIBED, everyone, key=lambda one: float(one[1]["last_use"]))
+        for figure, (called, meaning) in MODEL_FIGURES.items():
+            family = GaugeMetricFamily(f"berth_models_{called}", meaning, labels=["model", "shard"])
+            for shard, model in described:
+                family.add_metric([model["name"], shard], model[figure])
+            yield family
 
 
 def _read(path: Path) -> tuple[float, ...]:

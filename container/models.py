@@ -1,11 +1,13 @@
 """The loaded models of one process: load, get, unload. Knows nothing of HTTP, nor of other processes."""
 
 import gc
+import itertools
 import logging
 import os
+import select
 import signal
 import time
-import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any, NoReturn
 from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
-from container import events, memory, predictor, resources
+from container import events, memory, predictor, resources, user_code
 from container.errors import ClientError, Conflict, InsufficientStorage, ModelNotFound, StartupError, Unavailable
 from container.exchange import Endpoint
 from container.memory import Budget
@@ -35,7 +37,11 @@ GROWTH = 3
 MINIMUM = 64 * 1024
 """Bytes that any model takes besides its artifact."""
 WORTH_RETURNING = 2**20
-"""Bytes of an artifact whose unload is followed by a walk through the C library's heap, which takes milliseconds."""
+"""So many bytes of artifacts are unloaded between two looks for what they left behind, which take milliseconds."""
+RESIDUE = 8 * 1024
+"""Bytes that a model may leave behind besides its artifact."""
+TRIAL_SECONDS = 300.0
+"""How long a load may take whose memory is measured; the platform waits 360 s for this and the load itself."""
 OUT_OF_MEMORY = b"-"
 """What a trial load says if Python found no memory."""
 UNLOAD_SECONDS = 300.0
@@ -80,13 +86,17 @@ class _Loading:
 
 
 class Models:
-    """load(directory) -> Predictor comes as an argument, so that a model may also live in a process of its own."""
+    """changes: a number that grows with everything that `describe` tells.
+
+    load(directory) -> Predictor comes as an argument, so that a model may also live in a process of its own."""
 
     def __init__(self, settings: Settings, ledger: Ledger, budget: Budget, load: Callable[[Path], Predictor] | None = None) -> None:
         self._settings, self._ledger, self._budget = settings, ledger, budget
         self._always_on_threads = load is not None
         self._load_predictor = load or (lambda directory: predictor.load(settings, directory))
-        self._models: dict[str, Model] = {}
+        self._models: OrderedDict[str, Model] = OrderedDict()  # in the order of their last use
+        self._owed = 0
+        self.changes = 0
         self._loading: dict[str, _Loading] = {}
         self._threads = ThreadPool(PARALLEL_LOADS)
         self._bound = memory.Bound()
@@ -110,17 +120,19 @@ class Models:
     def get(self, name: str) -> Model:
         """A model to ask; one that a predecessor of this process had loaded is loaded again. Raises ModelNotFound."""
         model = self._models.get(name)
-        if model is not None:
-            if not model.endpoint.predictor.is_dead():
-                return model
-            del self._models[name]
-            model.endpoint.predictor.close()
+        if model is not None and not model.endpoint.predictor.is_dead():
+            self._models.move_to_end(name)
+            self.changes += 1
+            return model
         url = self.url(name)
         loading = self._loading.get(name)
-        if loading is None:
-            self._load(name, url)
-        else:
+        if loading is not None:
             loading.done.wait()
+            if loading.error is not None:
+                raise loading.error
+        else:
+            self._models.pop(name, None)
+            self._load(name, url, model)
         return self.get(name)
 
     def url(self, name: str) -> str:
@@ -142,82 +154,123 @@ class Models:
         url = self.url(name)
         self._ledger.remove(name)
         model = self._models.pop(name, None)
+        self.changes += 1
         if model is not None:
             self._await_idle(model)
-            size, trace = model.bytes, weakref.ref(model.endpoint.predictor)
-            close = model.endpoint.predictor.close
+            size, close = model.bytes, model.endpoint.predictor.close
             del model
             close()
-            _reclaim(size, trace)
+            self._reclaim(size)
         return url
 
     def describe(self, most: int) -> list[Model]:
         """The models that were used last, `most` of them."""
-        return sorted(self._models.values(), key=lambda model: model.last_use, reverse=True)[:most]
+        return list(itertools.islice(reversed(self._models.values()), most))
 
-    def _load(self, name: str, url: str) -> None:
+    def _load(self, name: str, url: str, before: Model | None = None) -> None:
+        """before: the same model, whose process has ended."""
         loading = self._loading[name] = _Loading(url)
-        known = name in self._ledger.models
+        known, size = name in self._ledger.models, 0
         try:
             started = time.perf_counter()
-            directory = Path(url)
+            directory = _directory(name, url)
             size = artifact_bytes(directory)
             loaded = self._load_within_budget(name, directory, size)
-            if loading.unwanted:
+            try:
+                self._take_in(name, url, loading)
+            except BaseException:
                 loaded.close()
-                trace = weakref.ref(loaded)
                 del loaded
-                _reclaim(size, trace)
-                raise Conflict(f"model {name!r} was unloaded while it was being loaded")
-            self._models[name] = Model(name, url, Endpoint(self._settings, loaded), size, time.perf_counter() - started)
-            if not known:
-                self._ledger.add(name, url)
-        except StartupError as error:
-            if known:
+                raise
+            model = Model(name, url, Endpoint(self._settings, loaded), size, time.perf_counter() - started)
+            if before is not None:
+                model.loads, model.hits, model.last_use = before.loads + 1, before.hits, before.last_use
+            self._models[name] = model
+            self.changes += 1
+        except BaseException as error:
+            self._reclaim(size)
+            loading.error = ClientError(str(error)) if isinstance(error, StartupError) else error
+            if known and (loading.unwanted or isinstance(error, StartupError)):
                 self._ledger.remove(name)
-            raise ClientError(str(error)) from error
-        except BaseException:
-            if known and loading.unwanted:
-                self._ledger.remove(name)
-            raise
+            if loading.error is error:
+                raise
+            raise loading.error from error
         finally:
             del self._loading[name]
             loading.done.set()
 
+    def _take_in(self, name: str, url: str, loading: _Loading) -> None:
+        """The last step of a load: from here on the model is listed."""
+        if loading.unwanted:
+            raise Conflict(f"model {name!r} was unloaded while it was being loaded")
+        if name not in self._ledger.models:
+            try:
+                self._ledger.add(name, url)
+            except OSError as error:
+                raise InsufficientStorage(f"model {name!r} cannot be put on the list of models: {error.strerror}") from error
+
     def _load_within_budget(self, name: str, directory: Path, size: int) -> Predictor:
-        if not directory.is_dir():
-            raise StartupError(f"{directory} is not there, or is no directory: the url of model {name!r} must be one")
         needed = size * GROWTH + MINIMUM
-        if needed > self._budget.left() // 4:
-            needed = self._measure(name, directory)
+        if needed <= self._budget.left() // 4:
+            try:
+                with self._budget.reserve(needed, f"model {name!r}") as left, self._bound.on(left // SHARE):
+                    return self._load_now(directory, size)
+            except MemoryError:  # it takes much more than its artifact shows
+                memory.give_back()
         try:
-            return self._load_reserved(name, directory, size, needed)
-        except MemoryError:
-            pass  # it takes more than its artifact shows
-        memory.give_back()
-        try:
-            return self._load_reserved(name, directory, size, self._measure(name, directory))
+            with self._budget.reserve(self._measure(name, directory), f"model {name!r}"):
+                return self._load_now(directory, size)
         except MemoryError as error:
             raise InsufficientStorage(f"model {name!r} ran out of memory while it was being loaded") from error
 
-    def _load_reserved(self, name: str, directory: Path, size: int, needed: int) -> Predictor:
-        """Raises MemoryError where the load takes much more than it was thought to need."""
-        with self._budget.reserve(needed, f"model {name!r}") as left, self._bound.on(max(needed, left // SHARE)):
-            if size <= SMALL and not self._always_on_threads and not (directory / "code").is_dir():
-                loaded = _clear_of_memory(self._load_predictor, directory)
-            else:
-                loaded = self._threads.apply(_clear_of_memory, (self._load_predictor, directory))
+    def _load_now(self, directory: Path, size: int) -> Predictor:
+        has_code = user_code.find(self._settings, model_dir=directory) is not None
+        if size <= SMALL and not has_code and not self._always_on_threads:
+            loaded = _clear_of_memory(self._load_predictor, directory)
+        else:
+            loaded = self._beside(_clear_of_memory, self._load_predictor, directory)
         gc.freeze()  # or each collection would walk all models
         return loaded
 
     def _measure(self, name: str, directory: Path) -> int:
-        return int(self._threads.apply(measure, (self._load_predictor, directory, name, self._budget.left)))
+        return int(self._beside(measure, self._load_predictor, directory, name, self._budget.left))
+
+    def _beside(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a function on a thread, while requests are answered; gevent would print what it raises, whoever catches it."""
+
+        def outcome() -> tuple[Any, BaseException | None]:
+            try:
+                return function(*arguments), None
+            except BaseException as error:
+                return None, error
+
+        result, error = self._threads.apply(outcome)
+        if error is not None:
+            raise error
+        return result
+
+    def _reclaim(self, size: int) -> None:
+        """What a model leaves may hang in cycles, and what is freed stays with the C library: both are looked for once it may be much."""
+        self._owed += size + RESIDUE
+        if self._owed >= WORTH_RETURNING:
+            self._owed = 0
+            memory.collect()
+            memory.give_back()
 
     def _await_idle(self, model: Model) -> None:
         if model.active:
             model.idle = Event()
             if not model.idle.wait(UNLOAD_SECONDS):
                 log.error("model %r is unloaded with %d requests in flight after %.0f s", model.name, model.active, UNLOAD_SECONDS)
+
+
+def _directory(name: str, url: str) -> Path:
+    try:
+        if Path(url).is_dir():
+            return Path(url)
+    except (OSError, ValueError):  # too long, or with a NUL
+        pass
+    raise StartupError(f"{url!r} is not there, or is no directory: the url of model {name!r} must be one")
 
 
 def measure(load: Callable[[Path], Predictor], directory: Path, name: str, left: Callable[[], int]) -> int:
@@ -233,8 +286,15 @@ def measure(load: Callable[[Path], Predictor], directory: Path, name: str, left:
         _trial(load, directory, writing)
     os.close(writing)
     with os.fdopen(reading, "rb") as answers:
+        said = select.poll()
+        said.register(answers, select.POLLIN)
+        in_time = bool(said.poll(TRIAL_SECONDS * 1000))
+        if not in_time:
+            os.kill(child, signal.SIGKILL)
         answer = answers.read()
     _, status, usage = os.wait4(child, 0)
+    if not in_time:
+        raise StartupError(f"model {name!r} was not loaded within {TRIAL_SECONDS:.0f} s")
     if answer == OUT_OF_MEMORY or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
         taken = max(free, usage.ru_maxrss * 1024 - shared)
         raise InsufficientStorage(f"model {name!r} needs more than {taken >> 20} MB of memory, and {free >> 20} MB are left")
@@ -249,7 +309,9 @@ def measure(load: Callable[[Path], Predictor], directory: Path, name: str, left:
 def _trial(load: Callable[[Path], Predictor], directory: Path, writing: int) -> NoReturn:
     """The child: writes the bytes that the load took."""
     try:
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        os.closerange(3, writing)  # the shard's connections: nginx would not see them close
+        os.closerange(writing + 1, os.sysconf("SC_OPEN_MAX"))
+        memory.be_killed_first()
         memory.Bound.off()
         before = resources.private()
         kept = _clear_of_memory(load, directory)
@@ -268,19 +330,11 @@ def _clear_of_memory(load: Callable[[Path], Predictor], directory: Path) -> Pred
     try:
         return load(directory)
     except (StartupError, MemoryError) as error:
-        if MemoryError in (type(error), type(error.__cause__)):
-            raise MemoryError(str(error)) from None
+        if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
+            raise MemoryError(str(error)) from None  # noqa: TRY004 - it is told by what it was
         raise
 
 
 def artifact_bytes(directory: Path) -> int:
     """Bytes of all files of an artifact."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-
-
-def _reclaim(size: int, trace: "weakref.ref[Any]") -> None:
-    """After the last name of a model is gone: past the collector if it holds itself in cycles, and back to the system if it is much."""
-    if trace() is not None:
-        memory.collect()
-    if size >= WORTH_RETURNING:
-        memory.give_back()

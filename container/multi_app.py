@@ -6,6 +6,7 @@ A load arrives at any shard, because only its body has the model's name. The sha
 """
 
 import json
+import logging
 import mmap
 from typing import Any
 from urllib.parse import quote
@@ -18,14 +19,14 @@ from container.errors import ClientError, ServingError
 from container.exchange import Front, http
 from container.memory import Budget
 from container.message import Response
-from container.metrics import Counters
+from container.metrics import DESCRIBED, MODEL_FIGURES, Counters
 from container.models import Models
 from container.registry import Ledger
 from container.settings import Settings
 
+log = logging.getLogger(__name__)
+
 NAME_LIMIT = 1024
-DESCRIBED = 100
-"""Models whose figures a shard tells at most: those that were used last."""
 
 
 class NameConverter(BaseConverter):
@@ -51,7 +52,7 @@ class MultiApp(Front):
         run_dir = self._settings.run_dir
         assert run_dir is not None
         self.counters = counters
-        self._figures = run_dir / "metrics" / f"models-{slot}.json"
+        self._figures, self._told = run_dir / "metrics" / f"models-{slot}.json", -1
         budget = Budget(self._reserved, slot, run_dir / "memory.lock")
         load = isolation.loader(self._settings) if self._settings.isolation == "process" else None
         self.models = Models(self._settings, Ledger(run_dir / f"models-{slot}.jsonl"), budget, load)
@@ -79,15 +80,18 @@ class MultiApp(Front):
         response.call_on_close(model.leave)
         return response
 
-    def write_figures(self) -> None:
-        """What /metrics tells of the models in this shard: for the supervisor, as a file."""
-        rows = [
-            {"name": m.name, "loads": m.loads, "load_seconds": m.load_seconds, "bytes": m.bytes, "hits": m.hits, "last_use": m.last_use}
-            for m in self.models.describe(DESCRIBED)
-        ]
+    def tick(self) -> None:
+        """Writes what /metrics tells of the models in this shard, if anything has changed."""
+        if self._told == self.models.changes:
+            return
+        self._told = self.models.changes
+        rows = [{field: getattr(model, field) for field in ("name", *MODEL_FIGURES)} for model in self.models.describe(DESCRIBED)]
         new = self._figures.with_suffix(".new")
-        new.write_text(json.dumps({"count": len(self.models), "models": rows}))
-        new.replace(self._figures)
+        try:
+            new.write_text(json.dumps({"count": len(self.models), "models": rows}))
+            new.replace(self._figures)
+        except OSError as error:
+            log.warning("the figures of the models cannot be written: %s", error)
 
     # The views
 
@@ -107,7 +111,6 @@ class MultiApp(Front):
                 raise
             response = self.failed(error, flask.request.environ)  # the replicas before this one must not keep it
             return _onward(f"/_unload/{_quoted(name)}?replica=0&until={replica}&then={quote(response.get_data(as_text=True), safe='')}")
-        self.write_figures()
         if replica + 1 < self._replicas:
             return _onward(f"/_load/{_quoted(name)}?replica={replica + 1}")
         return _said(200, {"modelName": name, "modelUrl": url})
@@ -117,7 +120,6 @@ class MultiApp(Front):
         replica, until, then = int(flask.request.args["replica"]), int(flask.request.args["until"]), flask.request.args["then"]
         if name in self.models:
             self.models.unload(name)
-            self.write_figures()
         if replica + 1 < until:
             return _onward(f"/_unload/{_quoted(name)}?replica={replica + 1}&until={until}&then={quote(then, safe='')}")
         answer = json.loads(then)
@@ -130,7 +132,6 @@ class MultiApp(Front):
     def remove(self, name: str) -> flask.Response:
         """DELETE /models/NAME: answers when the memory is back."""
         url = self.models.unload(name)
-        self.write_figures()
         answer = {"modelName": name, "modelUrl": url}
         if self._replicas > 1:
             return _onward(f"/_unload/{_quoted(name)}?replica=1&until={self._replicas}&then={quote(json.dumps(answer), safe='')}")

@@ -80,6 +80,7 @@ class Worker(GeventWorker):
             server.start()
         while self.alive:
             self.notify()
+            self.application.tick()
             gevent.sleep(1.0)
         for server in servers:
             server.close()
