@@ -110,9 +110,10 @@ def rss(pid: int | str = "self") -> int:
         return 0
 
 
-def writable() -> int:
-    """Bytes that this process may write to without asking for more, whether it has touched them or not: what RLIMIT_DATA bounds."""
-    return int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+def writable() -> tuple[int, int]:
+    """Bytes that this process may write to without asking for more, which is what RLIMIT_DATA bounds; and how many it has touched."""
+    _, resident, files, _, _, mapped, _ = (int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in _lines(Path("/proc/self/statm"))[0].split())
+    return mapped, resident - files
 
 
 def private(pid: int | str = "self") -> int:

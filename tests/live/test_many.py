@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
+import joblib
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from tests import parity
 from tests.live.clients import clients
 from tests.live.conftest import LABEL, docker
 from tests.live.launcher import Launcher, in_docker, on_host
-from tests.live.many import Endpoint
+from tests.live.many import Endpoint, constant
 from tests.parity import CASES, Case
 from tests.waiting import until
 
@@ -503,18 +504,20 @@ def test_delete_gives_the_memory_back(serve_many):
 
 
 @in_docker
-@pytest.mark.parametrize("hidden", [True, False], ids=["in model_fn", "in the artifact"])
-def test_21_what_does_not_fit_is_507_and_hurts_nobody(serve_many, hidden):
+@pytest.mark.parametrize("how", ["in model_fn", "in the artifact", "packed"])
+def test_21_what_does_not_fit_is_507_and_hurts_nobody(serve_many, how):
     endpoint = serve_many(docker=["--memory", "600m", "--memory-swap", "600m"])
     numbers = {f"number-{n}": float(n) for n in range(6)}
     for name, answer in numbers.items():
         endpoint.plain(name, answer)
     endpoint.load_all(numbers)
     running = endpoint.server.pids("worker")
-    if hidden:
+    if how == "in model_fn":
         endpoint.scripted("large", HOG.format(megabytes=2000))
     else:
-        (endpoint.directory("large") / "model.joblib").write_bytes(bytes(700 << 20))
+        model = constant(0)
+        model.ballast = np.zeros(500 << 20, np.uint8)
+        joblib.dump(model, endpoint.directory("large") / "model.joblib", compress=1 if how == "packed" else 0)
     for _ in range(4):  # the platform tries again
         with Pings(endpoint) as pings:
             refused = endpoint.load("large")
