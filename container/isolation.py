@@ -118,6 +118,8 @@ class _Child:
         self._turn.acquire()
         keep = False
         try:
+            if self._closed:
+                raise EOFError
             if self._cooperative is None:  # made here, where the greenlets are: loading may have been on a thread
                 self._cooperative = cooperative.socket(fileno=self._socket.detach())
             self._cooperative.settimeout(min(self._timeout, max(0.0, context.remaining()) + KILL_AFTER))

@@ -202,7 +202,8 @@ class Models:
     def _take_in(self, name: str, url: str, loading: _Loading) -> None:
         """The last step of a load: from here on the model is listed."""
         if loading.unwanted:
-            raise Conflict(f"model {name!r} was unloaded while it was being loaded")
+            refusal = ModelNotFound if name in self._ledger.models else Conflict
+            raise refusal(f"model {name!r} was unloaded while it was being loaded")
         if name not in self._ledger.models:
             try:
                 self._ledger.add(name, url)

@@ -1,5 +1,6 @@
 """What workers count, as Prometheus reads it."""
 
+import json
 import os
 
 import pytest
@@ -88,3 +89,39 @@ def test_counts_without_a_file_stay_in_the_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Counters().answered(200, 0, 0, 0, 0, 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def told(directory, shard, *models):
+    (directory / f"models-{shard}.json").write_text(json.dumps({"count": len(models), "models": models}))
+
+
+def figures(name, **changes):
+    return {"name": name, "loads": 1, "load_seconds": 0.5, "bytes": 1000, "hits": 7, "last_use": 5.0} | changes
+
+
+def test_of_many_models_each_tells_its_figures(tmp_path):
+    told(tmp_path, 0, figures('a/"b"\n\\', hits=3))
+    told(tmp_path, 1, figures("c", loads=2), figures("d"))
+    found = samples(metrics.text(tmp_path))
+    assert (found["berth_models_loaded", "0"], found["berth_models_loaded", "1"]) == (1, 2)
+    assert found["berth_models_invocations", 'a/"b"\n\\', "0"] == 3
+    per_model = {key[0]: value for key, value in found.items() if key[1:] == ("c", "1")}
+    assert per_model == {
+        "berth_models_loads": 2,
+        "berth_models_load_seconds": 0.5,
+        "berth_models_artifact_bytes": 1000,
+        "berth_models_invocations": 7,
+        "berth_models_last_use_seconds": 5.0,
+    }
+
+
+def test_of_ten_thousand_models_those_that_were_used_last_are_told(tmp_path):
+    for shard in (0, 1):
+        told(tmp_path, shard, *(figures(f"m{number}", last_use=number) for number in range(shard, 300, 2)))
+    found = samples(metrics.text(tmp_path))
+    assert {key[1] for key in found if key[0] == "berth_models_loads"} == {f"m{number}" for number in range(200, 300)}
+    assert found["berth_models_loaded", "0"] == 150
+
+
+def test_of_one_model_there_is_no_word_of_many(tmp_path):
+    assert b"berth_models" not in metrics.text(tmp_path)

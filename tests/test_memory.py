@@ -1,0 +1,101 @@
+"""Who may take how much memory: reservations that shards see of each other, and the way back."""
+
+import array
+import gc
+import re
+import weakref
+
+import pytest
+
+from container import memory
+from container.errors import InsufficientStorage, StartupError
+from container.memory import MARGIN, Budget
+
+MB = 2**20
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """The budgets of two shards, with so many bytes free."""
+
+    def make(free):
+        reserved = memoryview(array.array("q", [0, 0]))
+        return [Budget(reserved, slot, tmp_path / "lock", lambda: free + MARGIN) for slot in (0, 1)]
+
+    return make
+
+
+def test_a_load_that_does_not_fit_is_refused_with_both_numbers(shards):
+    first, _ = shards(100 * MB)
+    with (
+        pytest.raises(InsufficientStorage, match=r"^it needs about 101 MB of memory, and 100 MB are left$"),
+        first.reserve(100 * MB + 1, "it"),
+    ):
+        raise AssertionError("it was reserved")
+    assert InsufficientStorage.status == 507
+
+
+def test_what_one_shard_reserves_the_other_has_not(shards):
+    first, second = shards(100 * MB)
+    with first.reserve(60 * MB, "a"):
+        assert second.left() == 40 * MB
+        with pytest.raises(InsufficientStorage, match=r"needs about 60 MB of memory, and 40 MB are left"), second.reserve(60 * MB, "b"):
+            raise AssertionError("it was reserved")
+        with second.reserve(40 * MB, "c"), first.reserve(0, "d"):
+            assert first.left() == 0
+    assert first.left() == second.left() == 100 * MB
+
+
+def test_a_load_that_fails_gives_its_reservation_back(shards):
+    first, second = shards(100 * MB)
+    with pytest.raises(ValueError, match="broken"), first.reserve(60 * MB, "a"):
+        raise ValueError("broken")
+    assert second.left() == 100 * MB
+
+
+def test_what_a_dead_shard_had_reserved_its_successor_gives_back(tmp_path):
+    reserved = memoryview(array.array("q", [7, 30 * MB]))
+    assert Budget(reserved, 1, tmp_path / "lock", lambda: 100 * MB).left() == 100 * MB - MARGIN - 7
+
+
+@pytest.mark.parametrize("free", [0, MARGIN - 1])
+def test_nothing_is_less_than_nothing_for_people(tmp_path, free):
+    budget = Budget(memoryview(array.array("q", [0])), 0, tmp_path / "lock", lambda: free)
+    with pytest.raises(InsufficientStorage, match=re.escape("needs about 1 MB of memory, and 0 MB are left")), budget.reserve(1, "it"):
+        raise AssertionError("it was reserved")
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "short"),
+    [
+        (MemoryError(), None, True),
+        (StartupError("a"), MemoryError(), True),
+        (StartupError("a"), KeyError(), False),
+        (KeyError(), None, False),
+    ],
+)
+def test_what_is_a_want_of_memory(error, cause, short):
+    error.__cause__ = cause
+    assert memory.ran_out(error) == short
+
+
+def test_what_was_frozen_is_collected_too():
+    class Cycle:
+        def __init__(self):
+            self.own = self
+
+    cycle = Cycle()
+    trace = weakref.ref(cycle)
+    gc.freeze()
+    del cycle
+    gc.collect()
+    assert trace() is not None
+    memory.collect()
+    assert trace() is None
+    gc.unfreeze()
+
+
+def test_giving_back_needs_no_glibc(monkeypatch):
+    memory.give_back()
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    memory.give_back()
