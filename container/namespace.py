@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -103,7 +103,8 @@ class Namespace:
             name = importlib.util.resolve_name("." * level + name, package)
         top = name.partition(".")[0]
         if self._known(top) is None and self._find(top) is None:
-            return builtins.__import__(name, globals, locals, fromlist or (), 0)
+            with self._past_own() if self._of_image.get(top) else nullcontext():
+                return builtins.__import__(name, globals, locals, fromlist or (), 0)
         module = self._import_dotted(name)
         if not fromlist:
             return module if level else self._modules[top]
@@ -111,6 +112,16 @@ class Namespace:
             for item in fromlist:
                 self._import_item(module, item)
         return module
+
+    @contextmanager
+    def _past_own(self) -> Iterator[None]:
+        """sys.path without the model's directories, for what is to come from the image though they have it too."""
+        before = list(sys.path)
+        sys.path[:] = [entry for entry in before if not self._is_below(entry)]
+        try:
+            yield
+        finally:
+            sys.path[:] = before
 
     def _import_item(self, package: ModuleType, item: str) -> None:
         """`from package import item`, where item may be a module; one that is not there is for the import statement to miss."""
