@@ -1,0 +1,465 @@
+"""The life of models in one process: what overlaps, what fails half way, and what a dead predecessor has left."""
+
+import gc
+import os
+import re
+import signal
+import threading
+import weakref
+from array import array
+from pathlib import Path
+
+import gevent
+import pytest
+
+from container import models as module
+from container.errors import ClientError, Conflict, InsufficientStorage, ModelNotFound, ServingError, StartupError, Unavailable
+from container.memory import Budget
+from container.message import Response
+from container.models import Models, measure
+from container.predictor import Predictor
+from container.registry import Catalogue, Ledger
+from container.settings import Settings
+
+DEADLINE = 10
+
+# From Python 3.12 on a fork beside threads warns.
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_frozen_and_no_child():
+    yield
+    gc.unfreeze()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+class Loader:
+    """In the place of predictor.load: makes a predictor that answers with its directory's name, or raises; may be held up."""
+
+    def __init__(self):
+        self.begun, self.closed, self.dead = [], [], set()
+        self.error = None
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, directory):
+        self.begun.append(directory.name)
+        assert self.gate.wait(DEADLINE)
+        if self.error is not None:
+            raise self.error
+        name = directory.name
+        return Predictor(
+            decode=lambda request: request,
+            predict=lambda data, context: name,
+            encode=lambda prediction, request: Response(prediction.encode()),
+            max_batch_size=1,
+            warmup=None,
+            source="a test",
+            close=lambda: self.closed.append(name),
+            is_dead=lambda: name in self.dead,
+        )
+
+
+class Shard:
+    """Models over a loader of the test's, and their artifacts."""
+
+    def __init__(self, directory, free=1 << 40):
+        self.directory, self.load = directory, Loader()
+        self.ledger = Ledger(directory / "models-0.jsonl")
+        self.budget = Budget(memoryview(array("q", [0])), 0, directory / "lock", lambda: free)
+        self.models = Models(Settings(base_dir=directory), self.ledger, self.budget, self.load)
+
+    def artifact(self, name, size=10):
+        (self.directory / name).mkdir(exist_ok=True)
+        (self.directory / name / "model.bin").write_bytes(b"x" * size)
+        return str(self.directory / name)
+
+    def put(self, name, size=10):
+        self.models.load(name, self.artifact(name, size))
+
+    def start_put(self, name):
+        """A load that has begun and is held up until `load.gate` is set."""
+        self.load.gate.clear()
+        there = len(self.load.begun)
+        loading = gevent.spawn(self.put, name)
+        with gevent.Timeout(DEADLINE):
+            while len(self.load.begun) == there:
+                gevent.sleep(0.001)
+        return loading
+
+    def listed(self):
+        """As GET /models says."""
+        return [name for name, _ in Catalogue(self.directory).page(1000)[0]]
+
+
+@pytest.fixture
+def shard(tmp_path):
+    """Opens a shard, and its successors."""
+    opened = []
+
+    def start(**options):
+        opened.append(Shard(tmp_path, **options))
+        return opened[-1]
+
+    yield start
+    for each in opened:
+        each.load.gate.set()
+        each.models._threads.kill()
+        each.ledger.close()
+
+
+def raised(greenlet):
+    greenlet.join(timeout=DEADLINE)
+    assert greenlet.ready()
+    return greenlet.exception
+
+
+def test_a_model_from_its_load_to_its_end(shard):
+    one = shard()
+    one.put("a")
+    assert ("a" in one.models, len(one.models), one.listed()) == (True, 1, ["a"])
+    model = one.models.get("a")
+    assert (model.name, model.url, model.bytes, model.loads, model.hits) == ("a", one.artifact("a"), 10, 1, 0)
+    assert one.models.unload("a") == one.artifact("a")
+    assert ("a" in one.models, len(one.models), one.listed(), one.load.closed) == (False, 0, [], ["a"])
+    one.put("a")
+    assert one.models.get("a") is not model
+
+
+@pytest.mark.parametrize("call", ["get", "url", "unload"])
+def test_a_model_that_is_not_loaded(shard, call):
+    one = shard()
+    one.put("other")
+    for name in ("a", "", "Other", "other "):
+        with pytest.raises(ModelNotFound, match=f"^model {name!r} is not loaded$"):
+            getattr(one.models, call)(name)
+    one.models.unload("other")
+    with pytest.raises(ModelNotFound):
+        getattr(one.models, call)("other")
+
+
+def test_a_name_is_loaded_once(shard):
+    one = shard()
+    loading = one.start_put("a")
+    with pytest.raises(Conflict, match=r"^model 'a' is being loaded$"):
+        one.put("a")
+    with pytest.raises(ModelNotFound):
+        one.models.get("a")
+    assert one.listed() == []
+    one.load.gate.set()
+    assert raised(loading) is None
+    with pytest.raises(Conflict, match=r"^model 'a' is loaded already$"):
+        one.put("a")
+    assert one.load.begun == ["a"]
+
+
+def test_a_model_that_is_unloaded_while_it_loads_has_never_been(shard):
+    one = shard()
+    loading = one.start_put("a")
+    unloading = [gevent.spawn(one.models.unload, "a") for _ in range(2)]
+    gevent.idle()
+    assert not any(each.ready() for each in unloading), "it answers when the memory is back"
+    with pytest.raises(Conflict, match=r"^model 'a' is being unloaded$"):
+        one.put("a")
+    one.load.gate.set()
+    assert isinstance(raised(loading), Conflict)
+    assert [each.get(timeout=DEADLINE) for each in unloading] == [one.artifact("a")] * 2
+    assert (one.listed(), len(one.models), one.load.closed) == ([], 0, ["a"])
+    one.put("a")
+    assert one.listed() == ["a"]
+
+
+def test_a_load_that_fails_while_it_is_unloaded(shard):
+    one = shard()
+    one.load.error = StartupError("broken")
+    loading = one.start_put("a")
+    unloading = gevent.spawn(one.models.unload, "a")
+    gevent.idle()
+    one.load.gate.set()
+    assert isinstance(raised(loading), ClientError)
+    assert unloading.get(timeout=DEADLINE) == one.artifact("a")
+    with pytest.raises(ModelNotFound):
+        one.models.unload("a")
+
+
+def test_an_unload_waits_for_the_requests_in_flight_and_takes_no_more(shard):
+    one = shard()
+    one.put("a")
+    model = one.models.get("a")
+    for _ in range(2):
+        model.enter(10)
+    unloading = gevent.spawn(one.models.unload, "a")
+    gevent.idle()
+    model.leave()
+    gevent.idle()
+    assert not unloading.ready()
+    assert one.listed() == []
+    for call in (one.models.get, one.models.unload):
+        with pytest.raises(ModelNotFound):
+            call("a")
+    one.put("a")
+    assert one.models.get("a") is not model, "the next of its name is another"
+    assert one.load.closed == []
+    model.leave()
+    assert raised(unloading) is None
+    assert one.load.closed == ["a"]
+    assert one.models.get("a").active == 0
+
+
+def test_an_unload_does_not_wait_for_ever(shard, monkeypatch, caplog):
+    monkeypatch.setattr(module, "UNLOAD_SECONDS", 0.01)
+    one = shard()
+    one.put("a")
+    one.models.get("a").enter(10)
+    one.models.unload("a")
+    assert one.load.closed == ["a"]
+    assert "model 'a' is unloaded with 1 requests in flight" in caplog.text
+
+
+FAILURES = [
+    (StartupError("model.joblib cannot be loaded"), ClientError, 400, "model.joblib cannot be loaded"),
+    (MemoryError("a"), InsufficientStorage, 507, "model 'a' needs more than"),
+    (InsufficientStorage("the process was killed"), InsufficientStorage, 507, "the process was killed"),
+    (KeyError("a"), KeyError, None, "a"),
+    (SystemExit(3), SystemExit, None, "3"),
+]
+
+
+@pytest.mark.parametrize(("error", "becomes", "status", "said"), FAILURES, ids=lambda value: type(value).__name__)
+def test_a_load_that_fails_is_told_and_leaves_nothing(shard, capfd, error, becomes, status, said):
+    one = shard()
+    one.load.error = error
+    with pytest.raises(becomes, match=said) as failed:
+        one.put("a")
+    assert getattr(failed.value, "status", None) == status
+    assert (one.listed(), len(one.models), "a" in one.models, sum(one.budget._reserved)) == ([], 0, False, 0)
+    assert "Traceback" not in capfd.readouterr().err, "gevent prints what is raised on its threads"
+    one.load.error = None
+    one.put("a")
+    assert one.listed() == ["a"]
+
+
+def test_memory_that_was_short_behind_an_error_of_the_model(shard):
+    one = shard()
+    one.load.error = StartupError("model_fn raised MemoryError")
+    one.load.error.__cause__ = MemoryError()
+    with pytest.raises(InsufficientStorage):
+        one.put("a")
+    assert one.listed() == []
+
+
+@pytest.mark.parametrize("url", ["/nowhere", "relative/nowhere", __file__, "/" + "x" * 300, "/a\0b", "s3://bucket/model.tar.gz"])
+def test_a_url_that_is_no_directory(shard, url):
+    one = shard()
+    with pytest.raises(ClientError, match=f"^{re.escape(repr(url))} is not there, or is no directory") as failed:
+        one.models.load("a", url)
+    assert failed.value.status == 400
+    assert one.load.begun == one.listed() == []
+
+
+def test_without_room_a_load_is_not_begun(shard, monkeypatch):
+    monkeypatch.setattr(module, "measure", lambda *arguments: 300 << 20)
+    one = shard(free=(100 << 20) + module.memory.MARGIN)
+    one.put("small")
+    with pytest.raises(InsufficientStorage, match=r"^model 'big' needs about 300 MB of memory, and 100 MB are left$"):
+        one.put("big", 10 << 20)
+    assert one.load.begun == ["small"]
+    assert one.listed() == ["small"]
+
+
+def test_a_model_that_cannot_be_put_on_the_list_is_not_there(shard, monkeypatch):
+    one = shard()
+
+    def full(name, url):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(one.ledger, "add", full)
+    with pytest.raises(InsufficientStorage, match="model 'a' cannot be put on the list of models: No space left on device"):
+        one.put("a")
+    assert (len(one.models), one.load.closed) == (0, ["a"])
+    monkeypatch.undo()
+    one.put("a")
+
+
+def test_a_successor_loads_what_is_asked_for_when_it_is_asked_for(shard):
+    before = shard()
+    for name in ("a", "b"):
+        before.put(name)
+    after = shard()
+    assert (len(after.models), "a" in after.models, after.models.url("a")) == (0, True, before.artifact("a"))
+    with pytest.raises(Conflict, match="loaded already"):
+        after.put("a")
+    after.load.gate.clear()
+    asking = [gevent.spawn(after.models.get, "a") for _ in range(5)]
+    gevent.idle()
+    after.load.gate.set()
+    assert len({each.get(timeout=DEADLINE) for each in asking}) == 1
+    assert after.load.begun == ["a"]
+    after.models.unload("b")
+    assert (after.listed(), after.load.begun) == (["a"], ["a"]), "what nobody asks for is unloaded without being loaded"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "listed"), [(StartupError("gone"), ClientError, []), (MemoryError(), InsufficientStorage, ["a"])]
+)
+def test_a_successor_that_cannot_load_tries_once_for_all_that_wait(shard, error, expected, listed):
+    shard().put("a")
+    after = shard()
+    after.load.error = error
+    after.load.gate.clear()
+    asking = [gevent.spawn(after.models.get, "a") for _ in range(5)]
+    gevent.idle()
+    after.load.gate.set()
+    assert {type(raised(each)) for each in asking} == {expected}
+    assert after.load.begun == ["a"] * (1 if expected is ClientError else len(after.load.begun))
+    assert after.listed() == listed
+
+
+def test_a_successor_whose_model_is_unloaded_while_it_loads_it(shard):
+    shard().put("a")
+    after = shard()
+    after.load.gate.clear()
+    asking = gevent.spawn(after.models.get, "a")
+    gevent.idle()
+    unloading = gevent.spawn(after.models.unload, "a")
+    gevent.idle()
+    after.load.gate.set()
+    assert isinstance(raised(asking), ModelNotFound)
+    assert raised(unloading) is None
+    assert (after.listed(), after.load.closed) == ([], ["a"])
+
+
+def test_a_model_whose_process_has_died_is_loaded_again_and_its_figures_go_on(shard):
+    one = shard()
+    one.put("a")
+    for _ in range(3):
+        one.models.get("a").enter(10)
+    one.load.dead.add("a")
+    one.load.gate.clear()
+    asking = [gevent.spawn(one.models.get, "a") for _ in range(3)]
+    gevent.idle()
+    one.load.dead.clear()
+    one.load.gate.set()
+    (again,) = {each.get(timeout=DEADLINE) for each in asking}
+    assert (again.loads, again.hits, again.active) == (2, 3, 0)
+    assert again.last_use > 0
+    assert one.load.begun == ["a", "a"]
+
+
+def test_so_many_may_wait_for_a_model_and_no_more(shard):
+    one = shard()
+    one.put("a")
+    model = one.models.get("a")
+    for _ in range(3):
+        model.enter(3)
+    with pytest.raises(Unavailable, match=r"^3 requests wait for this model already: the limit is MODEL_SERVER_MAX_QUEUE$") as refused:
+        model.enter(3)
+    assert (refused.value.status, refused.value.retry_after, model.hits) == (503, 1, 3)
+    model.leave()
+    model.enter(3)
+
+
+def test_those_that_were_used_last_are_described_first(shard):
+    one = shard()
+    for name in "abcd":
+        one.put(name)
+    changes = one.models.changes
+    one.models.get("b")
+    assert one.models.changes > changes
+    assert [model.name for model in one.models.describe(3)] == ["b", "d", "c"]
+
+
+def test_what_models_leave_in_cycles_is_collected_by_the_megabyte(shard):
+    class Heavy:
+        def __init__(self):
+            self.own = self
+
+    traces = []
+    one = shard()
+    load = one.load.__call__
+
+    def with_cycle(directory):
+        heavy = Heavy()
+        traces.append(weakref.ref(heavy))
+        loaded = load(directory)
+        heavy.predictor = loaded
+        return loaded
+
+    one.models._load_predictor = with_cycle
+    one.put("small")
+    one.models.unload("small")
+    assert traces[0]() is not None, "a small one is not worth the milliseconds"
+    one.put("big", 2 << 20)
+    one.models.unload("big")
+    assert [trace() for trace in traces] == [None, None]
+
+
+@pytest.mark.parametrize(("size", "code", "here"), [(10, False, True), (module.SMALL + 1, False, False), (10, True, False)])
+def test_only_what_is_small_and_has_no_code_is_loaded_between_two_requests(shard, size, code, here):
+    one = shard()
+    threads = []
+    load = one.load.__call__
+    one.models._load_predictor = lambda directory: threads.append(threading.get_ident()) or load(directory)
+    one.models._always_on_threads = False
+    if code:
+        (one.directory / "a/code").mkdir(parents=True)
+        (one.directory / "a/code/inference.py").write_text("")
+    one.put("a", size)
+    assert (threads == [threading.get_ident()]) == here
+
+
+def ends_with(number):
+    def load(directory):
+        os.kill(os.getpid(), number)
+
+    return load
+
+
+def fails_with(error):
+    def load(directory):
+        raise error
+
+    return load
+
+
+CAUSED = StartupError("model_fn raised MemoryError")
+CAUSED.__cause__ = MemoryError()
+
+
+@pytest.mark.parametrize(
+    ("load", "error", "said"),
+    [
+        (ends_with(signal.SIGKILL), InsufficientStorage, "model 'a' needs more than"),
+        (fails_with(MemoryError()), InsufficientStorage, "model 'a' needs more than"),
+        (fails_with(CAUSED), InsufficientStorage, "model 'a' needs more than"),
+        (ends_with(signal.SIGTERM), ClientError, "model 'a' ends the process that loads it, with SIGTERM"),
+        (lambda directory: os._exit(3), ClientError, "model 'a' ends the process that loads it, with code 3"),
+    ],
+)
+def test_a_trial_load_that_ends_badly(load, error, said):
+    with pytest.raises(error, match=f"^{said}"):
+        measure(load, Path(), "a", lambda: 10 << 20)
+
+
+@pytest.mark.parametrize("error", [StartupError("broken"), KeyError("a"), SystemExit(1)])
+def test_a_trial_load_that_fails_measures_nothing(error):
+    assert measure(fails_with(error), Path(), "a", lambda: 1 << 40) == 0
+
+
+def test_a_trial_load_tells_what_the_load_takes():
+    taken = measure(lambda directory: b"x" * (64 << 20), Path(), "a", lambda: 1 << 40)
+    assert 64 << 20 <= taken <= 100 << 20
+
+
+def test_a_trial_load_that_never_ends_is_ended(monkeypatch):
+    monkeypatch.setattr(module, "TRIAL_SECONDS", 0.05)
+    with pytest.raises(StartupError, match=r"^model 'a' was not loaded within 0 s$"):
+        measure(lambda directory: signal.pause(), Path(), "a", lambda: 1 << 40)
+
+
+def test_statuses_of_what_models_raise():
+    assert [error.status for error in (ModelNotFound, Conflict, ClientError, Unavailable, InsufficientStorage, ServingError)] == [
+        *(404, 409, 400, 503, 507, 500)
+    ]
