@@ -2,9 +2,10 @@
 model belongs to, and the supervisor answers GET /models.
 
 A load arrives at any shard, because only its body has the model's name. The shard hands it back to nginx with the name in the path
-(X-Accel-Redirect), and nginx passes it to its owner: no shard ever waits for another. With replicas the owner hands it on in the same way.
+(X-Accel-Redirect), and nginx passes it to its owner. With replicas the owner asks the others itself: nginx would follow ten such hops.
 """
 
+import contextlib
 import json
 import logging
 import mmap
@@ -12,10 +13,11 @@ from typing import Any
 from urllib.parse import quote
 
 import flask
+import gevent
 from werkzeug.routing import BaseConverter
 
-from container import isolation, preload
-from container.errors import ClientError, ServingError
+from container import isolation, peers, preload
+from container.errors import ClientError, Conflict, ModelNotFound, ServingError, to_response
 from container.exchange import Front, http
 from container.memory import Budget
 from container.message import Response
@@ -43,15 +45,15 @@ class MultiApp(Front):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
-        self._settings, shards = settings, settings.workers or 1
-        self._replicas = min(settings.replicas, shards)
+        self._settings, self._shards = settings, settings.workers or 1
+        self._replicas = min(settings.replicas, self._shards)
         # Bytes that each shard has reserved for loads under way: made before the fork, so shared by all.
-        self._reserved = memoryview(mmap.mmap(-1, 8 * shards)).cast("q")
+        self._reserved = memoryview(mmap.mmap(-1, 8 * self._shards)).cast("q")
 
     def start(self, counters: Counters, slot: int) -> bool:
         run_dir = self._settings.run_dir
         assert run_dir is not None
-        self.counters = counters
+        self.counters, self._slot, self._run_dir = counters, slot, run_dir
         self._figures, self._told = run_dir / "metrics" / f"models-{slot}.json", -1
         budget = Budget(self._reserved, slot, run_dir / "memory.lock")
         load = isolation.loader(self._settings) if self._settings.isolation == "process" else None
@@ -98,32 +100,38 @@ class MultiApp(Front):
     def order(self) -> flask.Response:
         """POST /models, at any shard: on to the model's owner."""
         name, _ = _wanted(flask.request.get_data())
-        return _onward(f"/_load/{_quoted(name)}?replica=0")
+        return _onward(f"/_load/{_quoted(name)}")
 
     def load(self, name: str) -> flask.Response:
-        """A load, at its owner or at one of its replicas."""
-        name, url = _wanted(flask.request.get_data())
-        replica = int(flask.request.args["replica"])
-        try:
-            self.models.load(name, url)
-        except Exception as error:
-            if not replica:
-                raise
-            response = self.failed(error, flask.request.environ)  # the replicas before this one must not keep it
-            return _onward(f"/_unload/{_quoted(name)}?replica=0&until={replica}&then={quote(response.get_data(as_text=True), safe='')}")
-        if replica + 1 < self._replicas:
-            return _onward(f"/_load/{_quoted(name)}?replica={replica + 1}")
+        """A load, at its owner, which sees to the model's replicas. They have it all, or none has."""
+        order = flask.request.get_data()
+        name, url = _wanted(order)
+        self.models.load(name, url)
+        failed = [answer for answer in self._ask_replicas("POST", name, order) if answer.status != 200]
+        if failed:
+            with contextlib.suppress(ModelNotFound):
+                self.models.unload(name)
+        elif name not in self.models:
+            failed = [to_response(Conflict(f"model {name!r} was unloaded while it was being loaded"), _request_id())]
+        if failed:
+            self._ask_replicas("DELETE", name)
+            return http(failed[0])
         return _said(200, {"modelName": name, "modelUrl": url})
 
-    def unload(self, name: str) -> flask.Response:
-        """What DELETE leaves to the model's other replicas; then the answer that comes with it."""
-        replica, until, then = int(flask.request.args["replica"]), int(flask.request.args["until"]), flask.request.args["then"]
+    def copy(self, name: str) -> flask.Response:
+        """A load or an unload, at a replica. What its owner does not know of was left by a load that was cut short."""
         if name in self.models:
             self.models.unload(name)
-        if replica + 1 < until:
-            return _onward(f"/_unload/{_quoted(name)}?replica={replica + 1}&until={until}&then={quote(then, safe='')}")
-        answer = json.loads(then)
-        return _said(answer.get("code", 200), answer)
+        if flask.request.method == "POST":
+            self.models.load(*_wanted(flask.request.get_data()))
+        return _said(200, {"modelName": name})
+
+    def _ask_replicas(self, method: str, name: str, body: bytes = b"") -> list[Response]:
+        """The same of all replicas but this one, at the same time."""
+        shards = [(self._slot + copy) % self._shards for copy in range(1, self._replicas)]
+        paths = [self._run_dir / f"shard-{shard}.sock" for shard in shards]
+        asked = [gevent.spawn(peers.ask, path, method, f"/_copy/{_quoted(name)}", body, _request_id()) for path in paths]
+        return [greenlet.get() for greenlet in asked]
 
     def describe(self, name: str) -> flask.Response:
         """GET /models/NAME."""
@@ -131,11 +139,11 @@ class MultiApp(Front):
 
     def remove(self, name: str) -> flask.Response:
         """DELETE /models/NAME: answers when the memory is back."""
-        url = self.models.unload(name)
-        answer = {"modelName": name, "modelUrl": url}
-        if self._replicas > 1:
-            return _onward(f"/_unload/{_quoted(name)}?replica=1&until={self._replicas}&then={quote(json.dumps(answer), safe='')}")
-        return _said(200, answer)
+        try:
+            url = self.models.unload(name)
+        finally:
+            self._ask_replicas("DELETE", name)
+        return _said(200, {"modelName": name, "modelUrl": url})
 
 
 def create_app(settings: Settings) -> MultiApp:
@@ -159,7 +167,8 @@ def create_app(settings: Settings) -> MultiApp:
         ("GET", "/models/<name:name>", app.describe),
         ("DELETE", "/models/<name:name>", app.remove),
         ("POST", "/_load/<name:name>", app.load),
-        ("POST", "/_unload/<name:name>", app.unload),
+        ("POST", "/_copy/<name:name>", app.copy),
+        ("DELETE", "/_copy/<name:name>", app.copy),
     ):
         app.add_url_rule(rule, view_func=view, methods=[method], endpoint=f"{method} {rule}")
     return app
@@ -177,6 +186,10 @@ def _wanted(body: bytes) -> tuple[str, str]:
     if not {".", ".."}.isdisjoint(name.split("/")) or any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in name):
         raise ClientError(f"model_name {name!r} cannot be part of a path: none has NUL, half a character, or '.' or '..' between slashes")
     return name, url
+
+
+def _request_id() -> str:
+    return flask.request.headers.get("X-Request-Id", "")
 
 
 def _quoted(name: str) -> str:

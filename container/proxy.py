@@ -16,13 +16,13 @@ def http_block(run_dir: Path, shards: int, replicas: int) -> str:
     return f"""map "$request_method $uri" $model {{
         volatile;
         default "";
-        "~(?s)^\\w+ /_(?:load|unload)/(?<of_order>.+)$" $of_order;
+        "~(?s)^\\w+ /_load/(?<of_order>.+)$" $of_order;
         "~(?s)^POST /models/(?<of_invocation>.+)/invoke$" $of_invocation;
         "~(?s)^\\w+ /models/(?<of_path>.+)$" $of_path;
     }}
     split_clients "$model" $owner {{ {_evenly(shards)} }}
     split_clients "$request_id" $some_replica {{ {_evenly(replicas)} }}
-    map $uri $replica {{ volatile; default 0; ~^/_ $arg_replica; ~/invoke$ $some_replica; }}
+    map "$request_method $uri" $replica {{ volatile; default 0; "~(?s)^POST /models/.+/invoke$" $some_replica; }}
     map "$owner:$replica" $shard {{ volatile; default 0; {ring} }}
     map $request_method $models {{ default workers; GET status; HEAD status; }}
     upstream status {{ server unix:{run_dir}/status.sock; }}
@@ -45,7 +45,7 @@ def server_block() -> str:
             proxy_read_timeout {LOAD_SECONDS}s;
             proxy_pass http://shard$shard;
         }}
-        location ~ ^/_(load|unload)/ {{
+        location /_load/ {{
             internal;
             proxy_method POST;
             proxy_read_timeout {LOAD_SECONDS}s;

@@ -12,7 +12,7 @@ UPWARDS = [
     *("settings", "message", "logs", "events", "errors", "namespace", "registry"),
     *("media", "arrays", "decoding", "encoding", "codecs"),
     *("resources", "artifact", "metrics", "user_code", "versions", "predictor", "batching"),
-    *("memory", "exchange", "status", "proxy", "isolation", "preload", "app", "models", "multi_app"),
+    *("memory", "exchange", "status", "proxy", "peers", "isolation", "preload", "app", "models", "multi_app"),
     *("worker", "gunicorn_conf", "supervisor", "serving"),
     *("training_job", "training_script", "training"),
     *("mms_failures", "model_handler", "mms", "dockerd_entrypoint"),

@@ -51,6 +51,17 @@ def model_fn(model_dir): return [b"1" * (1 << 20) for _ in range({megabytes})]
 def predict_fn(data, model): return [len(model)]
 """
 """Takes so many megabytes, which its artifact does not show."""
+SECOND_DIES = """
+import os, pathlib, tempfile
+def model_fn(model_dir):
+    with pathlib.Path(tempfile.gettempdir(), "loads").open("a") as loads:
+        loads.write("x")
+        if loads.tell() == 2:
+            os._exit(3)
+def predict_fn(data, model): return [os.getpid()]
+"""
+"""The second process that loads it dies of it."""
+
 OOM_KILLS = """
 import pathlib
 files = [pathlib.Path("/sys/fs/cgroup", name) for name in ("memory.events", "memory/memory.oom_control")]
@@ -458,6 +469,30 @@ def test_replicas_every_shard_answers_for_each_model(serve_many):
     assert endpoint.delete("sleepy").status == 404
     endpoint.load_all(["sleepy"])
     assert len(pids(endpoint, "sleepy", 30)) == SHARDS
+
+
+def test_replicas_all_have_a_model_or_none_has(serve_many):
+    endpoint = serve_many({"MODEL_REPLICAS": "all"})
+    endpoint.scripted("second", SECOND_DIES)
+    refused = endpoint.load("second")
+    assert (refused.status, refused.is_error) == (502, True)
+    assert endpoint.names() == []
+    until(lambda: endpoint.load("second").status == 200, 10, "the shard's successor")
+    assert len({endpoint.invoke("second").body for _ in range(30)}) == SHARDS
+    assert endpoint.names() == ["second"]
+
+
+@on_host
+def test_replicas_in_many_shards_and_names_like_calls(serve_many):
+    shards = 12
+    endpoint = serve_many({"MODEL_REPLICAS": "all", "SAGEMAKER_MODEL_SERVER_WORKERS": str(shards)})
+    endpoint.scripted("a/invoke", "sleepy")
+    endpoint.load_all(["a/invoke"])
+    assert len(pids(endpoint, "a/invoke", 200)) == shards
+    assert {endpoint.get("a/invoke").status for _ in range(20)} == {200}
+    assert endpoint.delete("a/invoke").status == 200
+    assert {endpoint.invoke("a/invoke", "0").status for _ in range(50)} == {404}
+    assert endpoint.names() == []
 
 
 def test_14_in_flight_is_answered_after_sigterm(serve_many):
