@@ -5,7 +5,8 @@ from typing import Any
 import flask
 
 from container.batching import Batcher
-from container.exchange import Endpoint, Front, close_connection
+from container.exchange import Endpoint, Front, close_connection, direct, http
+from container.message import Response
 from container.metrics import Counters
 from container.predictor import Predictor
 from container.settings import Settings
@@ -21,13 +22,13 @@ class App(Front):
     def wsgi_app(self, environ: Any, start_response: Any) -> Any:
         """Flask's own, but the one path whose microseconds count goes straight to its view where nobody has put hooks around it.
 
-        Flask's contexts, which this view does not use, take 25 of the 85 µs that a request costs here besides its prediction.
+        Flask's contexts and responses, which this view does not use, would take half of what a request costs here besides its prediction.
         """
         if environ["PATH_INFO"] == "/invocations" and environ["REQUEST_METHOD"] == "POST" and not self.is_hooked:
-            return self.invocations(environ)(environ, start_response)
+            return direct(self.invocations(environ), start_response)
         return super().wsgi_app(environ, start_response)
 
-    def invocations(self, environ: dict[str, Any]) -> flask.Response:
+    def invocations(self, environ: dict[str, Any]) -> Response:
         """One prediction, or the error that took its place."""
         if self.one.batcher.max_size == 1:
             close_connection(environ)
@@ -49,5 +50,7 @@ class App(Front):
 def create_app(settings: Settings, predictor: Predictor) -> App:
     """The application for one loaded model."""
     app = App(settings, predictor)
-    app.add_url_rule("/invocations", view_func=lambda: app.invocations(flask.request.environ), methods=["POST"], endpoint="invocations")
+    app.add_url_rule(
+        "/invocations", view_func=lambda: http(app.invocations(flask.request.environ)), methods=["POST"], endpoint="invocations"
+    )
     return app

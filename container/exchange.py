@@ -2,11 +2,12 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import flask
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.http import HTTP_STATUS_CODES
 
 from container.batching import Batcher, Waiting
 from container.errors import ServingError, check_headers, error_response, to_response
@@ -18,6 +19,10 @@ from container.settings import Settings
 SLOW = 0.02
 """Seconds. A connection that nginx keeps leads to one worker, busy or not; a new one is taken up by whichever is idle first, and
 costs 0.1 ms. So connections are kept only where predictions are gathered, which needs them, and are faster than this."""
+
+
+UNBUFFERED = ("X-Accel-Buffering", "no")
+"""Has nginx pass on the parts of a stream as they come."""
 
 
 class Front(flask.Flask):
@@ -47,11 +52,11 @@ class Front(flask.Flask):
         """Whether somebody has put functions of their own around the views; if nobody has, Flask's contexts serve nobody."""
         return bool(self.before_request_funcs or self.after_request_funcs or self.teardown_request_funcs)
 
-    def failed(self, error: BaseException, environ: dict[str, Any]) -> flask.Response:
+    def failed(self, error: BaseException, environ: dict[str, Any]) -> Response:
         """Any failure, counted, logged, and in the form that all errors have."""
         response = to_response(error, environ.get("HTTP_X_REQUEST_ID", ""))
         self.counters.count(response.status)
-        return http(response)
+        return response
 
     def _http_error(self, error: HTTPException) -> flask.Response:
         status = error.code or 500
@@ -71,11 +76,12 @@ class Endpoint:
         self.predictor, self._timeout = predictor, settings.timeout
         self.batcher = Batcher(predictor.predict_many, predictor.max_batch_size, settings.wait_limit)
 
-    def invoke(self, environ: dict[str, Any], counters: Counters, model_name: str = "") -> flask.Response:
+    def invoke(self, environ: dict[str, Any], counters: Counters, model_name: str = "") -> Response:
         """One prediction for a WSGI request. Raises what went wrong."""
         arrived = arrival(environ)
         context = Context(Headers(environ), environ.get("HTTP_X_REQUEST_ID", ""), arrived + self._timeout, model_name)
-        body = flask.Request(environ).get_data(cache=False)
+        # our worker's input ends where the body does; another server's may not
+        body = environ["wsgi.input"].read() if "berth.close" in environ else flask.Request(environ).get_data(cache=False)
         request = Request(body, environ.get("CONTENT_TYPE", ""), environ.get("HTTP_ACCEPT", ""), context)
         begun = time.time()
         data = self.predictor.decode(request)
@@ -89,7 +95,7 @@ class Endpoint:
             check_headers(response)
             if not isinstance(response.body, bytes):
                 release, stream = (self.batcher.release if stream else _nothing), False  # the turn is the stream's to pass on now
-                response.body = _Stream(iter(response.body), release, context.request_id)
+                response.body = Stream(iter(response.body), release, context.request_id)
         finally:
             if stream:
                 self.batcher.release()
@@ -98,7 +104,21 @@ class Endpoint:
             close_connection(environ)
         queued = max(0.0, begun - arrived) + max(0.0, item.started - decoded)
         counters.answered(response.status, queued, decoded - begun, predicting, time.time() - encoding, item.batch_size)
-        return http(response)
+        return response
+
+
+def direct(response: Response, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """A Response as WSGI has it, with no Flask response in between."""
+    headers = [("Content-Type", response.content_type), *response.headers.items()]
+    parts: Iterable[bytes]
+    if isinstance(response.body, bytes):
+        headers.append(("Content-Length", str(len(response.body))))
+        parts = (response.body,)
+    else:
+        headers.append(UNBUFFERED)
+        parts = response.body
+    start_response(f"{response.status} {HTTP_STATUS_CODES.get(response.status, 'Unknown')}", headers)
+    return parts
 
 
 def http(response: Response) -> flask.Response:
@@ -107,7 +127,7 @@ def http(response: Response) -> flask.Response:
     if response.headers:
         answer.headers.update(response.headers)
     if not isinstance(response.body, bytes):
-        answer.headers["X-Accel-Buffering"] = "no"  # or nginx would gather the parts of a stream
+        answer.headers.add(*UNBUFFERED)
     return answer
 
 
@@ -124,7 +144,7 @@ def arrival(environ: dict[str, Any]) -> float:
         return time.time()
 
 
-class _Stream(Iterator[bytes]):
+class Stream(Iterator[bytes]):
     """The parts of an answer as they are made. The first is made at once, while an error can still have a status of its own."""
 
     def __init__(self, parts: Iterator[bytes], release: Callable[[], None], request_id: str) -> None:
@@ -146,6 +166,16 @@ class _Stream(Iterator[bytes]):
         except (Exception, SystemExit) as error:
             to_response(error, self._request_id)  # for the log: the status is long gone
             raise ServingError("the stream broke off") from error
+
+    def then(self, do: Callable[[], None]) -> None:
+        """Has something done, too, when the stream is closed."""
+        release = self._release
+
+        def both() -> None:
+            release()
+            do()
+
+        self._release = both
 
     def close(self) -> None:
         release, self._release = self._release, _nothing

@@ -18,7 +18,7 @@ from werkzeug.routing import BaseConverter
 
 from container import isolation, peers, preload
 from container.errors import ClientError, Conflict, ModelNotFound, ServingError, to_response
-from container.exchange import Front, http
+from container.exchange import Front, Stream, direct, http
 from container.memory import Budget
 from container.message import Response
 from container.metrics import DESCRIBED, MODEL_FIGURES, Counters
@@ -64,10 +64,10 @@ class MultiApp(Front):
         """Flask's own, but invocations go straight to their view where nobody has put hooks around it: see app.App."""
         path = environ["PATH_INFO"]
         if environ["REQUEST_METHOD"] == "POST" and path.startswith("/models/") and path.endswith("/invoke") and not self.is_hooked:
-            return self.invoke(_name(path[8:-7]), environ)(environ, start_response)
+            return direct(self.invoke(_name(path[8:-7]), environ), start_response)
         return super().wsgi_app(environ, start_response)
 
-    def invoke(self, name: str, environ: dict[str, Any]) -> flask.Response:
+    def invoke(self, name: str, environ: dict[str, Any]) -> Response:
         """One prediction of one model, or the error that took its place."""
         try:
             model = self.models.get(name)
@@ -79,7 +79,10 @@ class MultiApp(Front):
         except (Exception, SystemExit) as error:
             model.leave()
             return self.failed(error, environ)
-        response.call_on_close(model.leave)
+        if isinstance(response.body, Stream):
+            response.body.then(model.leave)
+        else:
+            model.leave()
         return response
 
     def tick(self) -> None:
@@ -153,17 +156,17 @@ def create_app(settings: Settings) -> MultiApp:
 
     @app.errorhandler(ServingError)
     def failed(error: ServingError) -> flask.Response:
-        return app.failed(error, flask.request.environ)
+        return http(app.failed(error, flask.request.environ))
 
     @app.errorhandler(Exception)
     def failed_otherwise(error: Exception) -> flask.Response:
-        return app.failed(error, flask.request.environ)
+        return http(app.failed(error, flask.request.environ))
 
     app.url_map.converters["name"] = NameConverter
     app.url_map.merge_slashes = False  # a name may have slashes, one after the other
     for method, rule, view in (
         ("POST", "/models", app.order),
-        ("POST", "/models/<name:name>/invoke", lambda name: app.invoke(name, flask.request.environ)),
+        ("POST", "/models/<name:name>/invoke", lambda name: http(app.invoke(name, flask.request.environ))),
         ("GET", "/models/<name:name>", app.describe),
         ("DELETE", "/models/<name:name>", app.remove),
         ("POST", "/_load/<name:name>", app.load),

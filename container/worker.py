@@ -159,7 +159,7 @@ class Worker(GeventWorker):
             if answer.streamed:
                 self._stream(answer, parts, client)
             else:
-                client.sendall(answer.head() + (b"" if request.method == "HEAD" else b"".join(parts)))
+                _send(client, answer.head() + (b"" if request.method == "HEAD" else b"".join(parts)))
         finally:
             close = getattr(parts, "close", None)
             if close:
@@ -216,6 +216,16 @@ class Worker(GeventWorker):
         """gunicorn's signal to a worker whose heart stood still: a prediction took longer than any client waits."""
         log.critical("worker %d is ended: a prediction ran on long after its deadline (SAGEMAKER_MODEL_SERVER_TIMEOUT)", self.slot)
         os._exit(1)
+
+
+def _send(client: Any, data: bytes) -> None:
+    """gevent's sendall, which first makes ready for an answer that the kernel does not take at once: hardly any."""
+    try:
+        sent = client._sock.send(data)  # noqa: SLF001 - the plain socket below gevent's
+    except BlockingIOError:
+        sent = 0
+    if sent < len(data):
+        client.sendall(data[sent:])
 
 
 class _Answer:
