@@ -59,5 +59,7 @@ def servers(run_dir: Path, shards: int) -> str:
 
 
 def _evenly(parts: int) -> str:
-    """The percentages of split_clients; what is left over by rounding goes to the last."""
-    return " ".join([*(f"{100 / parts:.2f}% {part};" for part in range(parts - 1)), f"* {parts - 1};"])
+    """The percentages of split_clients: it takes two decimals, and no more than 100 in all; the last part is the rest."""
+    least, more = divmod(10_000, parts)
+    shares = [(least + (part < more)) / 100 for part in range(parts - 1)]
+    return " ".join([*(f"{share:.2f}% {part};" for part, share in enumerate(shares)), f"* {parts - 1};"])

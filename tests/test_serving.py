@@ -121,6 +121,7 @@ def nginx():
         pytest.param(None, id="as it stands"),
         {"multi_model": True},
         {"multi_model": True, "replicas": 2},
+        {"multi_model": True, "workers": 512},
         {"multi_model": True, "replicas": ALL, "timeout": 1.5},
         {},
         {"timeout": 1.5, "max_payload_mb": 0, "log_level": 10},

@@ -245,6 +245,14 @@ def test_a_worker_that_is_to_end_answers_what_it_has_and_takes_no_more(serve, tm
     assert read(client)[0] == 200
 
 
+def test_the_application_is_called_now_and_then(serve):
+    served, ticks = serve(ECHO), []
+    served.worker.wsgi.tick = lambda: ticks.append(1)
+    with gevent.Timeout(DEADLINE):
+        while len(ticks) < 3:
+            gevent.sleep(0.01)
+
+
 def test_only_the_listening_sockets_are_gevents():
     ours, theirs = plain_socket.socketpair()
     with theirs:
