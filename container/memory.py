@@ -1,5 +1,6 @@
 """What memory is left, and who has put a hand on it: no load begins that will not fit beside the others that are under way."""
 
+import contextlib
 import ctypes
 import fcntl
 import gc
@@ -13,6 +14,9 @@ from typing import Any
 from container import resources
 from container.errors import InsufficientStorage
 
+M_MMAP_THRESHOLD = -3
+"""glibc's number of this option."""
+LARGE = 2**19
 MARGIN = 48 * 2**20
 """Bytes that are never given away: requests and answers need room too."""
 
@@ -67,7 +71,8 @@ class Bound:
         """No more than `growth` bytes beside what this process has now."""
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         mapped, touched = resources.writable()
-        end = max(0, mapped + growth - max(0, mapped - touched - self._usual))
+        kept = max(0, mapped - touched - self._usual)
+        end = mapped + max(growth // 4, growth - kept)  # never at once: other requests allocate, too
         with self._lock:
             self._count += 1
             resource.setrlimit(resource.RLIMIT_DATA, (end if hard == resource.RLIM_INFINITY else min(end, hard), hard))
@@ -95,6 +100,12 @@ def be_killed_first() -> None:
     """Has the kernel choose this process, where memory is short, before all others of the container."""
     with suppress(OSError):  # no such file, or not to be written
         Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def keep_no_large_pieces() -> None:
+    """Has the C library return freed pieces of LARGE bytes and more at once. It would begin to keep them after the first that is freed."""
+    with contextlib.suppress(AttributeError):  # not glibc
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def give_back() -> None:

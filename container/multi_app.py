@@ -16,7 +16,7 @@ import flask
 import gevent
 from werkzeug.routing import BaseConverter
 
-from container import isolation, peers, preload
+from container import isolation, memory, peers, preload
 from container.errors import ClientError, Conflict, ModelNotFound, ServingError, to_response
 from container.exchange import Front, Stream, direct, http
 from container.memory import Budget
@@ -55,6 +55,7 @@ class MultiApp(Front):
         assert run_dir is not None
         self.counters, self._slot, self._run_dir = counters, slot, run_dir
         self._figures, self._told = run_dir / "metrics" / f"models-{slot}.json", -1
+        memory.keep_no_large_pieces()
         budget = Budget(self._reserved, slot, run_dir / "memory.lock")
         load = isolation.loader(self._settings) if self._settings.isolation == "process" else None
         self.models = Models(self._settings, Ledger(run_dir / f"models-{slot}.jsonl"), budget, load)

@@ -575,6 +575,38 @@ def test_21_what_does_not_fit_is_507_and_hurts_nobody(serve_many, how):
 
 
 @in_docker
+def test_21_loads_at_once_that_do_not_fit_hurt_nobody(serve_many):
+    endpoint = serve_many(docker=["--memory", "600m", "--memory-swap", "600m"])
+    endpoint.plain("small", 7)
+    endpoint.load_all(["small"])
+    running = endpoint.server.pids("worker")
+    large, medium = [f"large-{n}" for n in range(6)], [f"medium-{n}" for n in range(6)]
+    for names, megabytes in ((large, 2000), (medium, 90)):
+        for name in names:
+            endpoint.scripted(name, HOG.format(megabytes=megabytes))
+    asked, over = [], threading.Event()
+
+    def ask():
+        while not over.wait(PAUSE):
+            asked.append(endpoint.invoke("small").status)
+
+    with clients(7) as pool:
+        pool.submit(ask)
+        try:
+            for _ in range(3):
+                assert {answer.status for answer in pool.map(endpoint.load, large)} == {507}
+            answers = dict(zip(medium, pool.map(endpoint.load, medium), strict=True))
+        finally:
+            over.set()
+    fitted = [name for name, answer in answers.items() if answer.status == 200]
+    assert set(asked) == {200}
+    assert {answer.status for answer in answers.values()} == {200, 507}
+    assert endpoint.names() == [*fitted, "small"]
+    assert [endpoint.invoke(name).json() for name in fitted] == [[90]] * len(fitted)
+    assert endpoint.server.pids("worker") == running
+
+
+@in_docker
 def test_isolation_what_does_not_fit_is_507_and_hurts_nobody(serve_many):
     endpoint = serve_many({"ISOLATION": "process"}, ["--memory", "600m", "--memory-swap", "600m"])
     endpoint.scripted("sleepy", "sleepy")
