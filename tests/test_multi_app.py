@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sklearn.dummy import DummyRegressor
 
-from container import metrics, multi_app
+from container import memory, metrics, multi_app, peers
 from container.message import Response
 from container.metrics import Counters
 from container.registry import Catalogue
@@ -98,7 +98,7 @@ def stack(tmp_path, monkeypatch):
 
     def start(shards=2, **fields):
         started.append(Stack(tmp_path, shards, **fields))
-        monkeypatch.setattr(multi_app.peers, "ask", started[-1].ask)
+        monkeypatch.setattr(peers, "ask", started[-1].ask)
         return started[-1]
 
     yield start
@@ -301,7 +301,7 @@ def test_more_than_may_wait_are_told_to_come_back(stack):
 
 def test_without_room_a_load_is_refused_with_both_numbers(stack):
     many = stack(1)
-    many.apps[0].models._budget._free = lambda: multi_app.Budget.left.__globals__["MARGIN"] + 1000
+    many.apps[0].models._budget._free = lambda: memory.MARGIN + 1000
     status, error = said(many.load("a"))
     assert status == 507
     assert "of memory, and 0 MB are left" in error["message"]
@@ -459,6 +459,6 @@ def test_loads_at_the_same_time_are_all_done(stack):
     }
     loads = [gevent.spawn(many.load, name, url) for name, url in urls.items()]
     gevent.joinall(loads, timeout=DEADLINE)
-    assert {load.value.status_code for load in loads} == {200}
+    assert {load.get().status_code for load in loads} == {200}
     assert [many.invoke(name).data for name in urls] == [str(number).encode() for number in range(20)]
     assert threading.active_count() < 20

@@ -10,7 +10,9 @@ from container import proxy
 
 def entries(block, head):
     """What stands between the braces of one map or split_clients of a configuration."""
-    return re.search(rf"{re.escape(head)} \{{(.*?)\}}\n", block, re.DOTALL)[1]
+    found = re.search(rf"{re.escape(head)} \{{(.*?)\}}\n", block, re.DOTALL)
+    assert found, head
+    return found[1]
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7, 96, 180, 300, 512])
