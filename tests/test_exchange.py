@@ -1,6 +1,7 @@
 """Responses on their way to HTTP: streams that give their turn back once, and the same headers by either way."""
 
 import time
+from typing import Any
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_a_turn_goes_back_even_if_the_generator_does_not_want_to_end(released):
     ],
 )
 def test_both_ways_out_say_the_same(response):
-    said = {}
+    said: dict[str, Any] = {}
     body = exchange.direct(response, lambda status, headers: said.update(status=status, headers=dict(headers)))
     answer = exchange.http(response)
     assert said["status"].split()[0] == str(answer.status_code)
@@ -89,7 +90,7 @@ def test_both_ways_out_say_the_same(response):
 
 
 def test_a_stream_passes_the_buffers_of_nginx_by_either_way(released):
-    said = {}
+    said: dict[str, str] = {}
     body = exchange.direct(Response(stream(released, b"a"), "text/plain"), lambda status, headers: said.update(headers))
     assert said == {"Content-Type": "text/plain", "X-Accel-Buffering": "no"}
     assert list(body) == [b"a"]

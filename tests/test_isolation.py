@@ -16,6 +16,7 @@ from container.errors import DeadlineExceeded, InsufficientStorage, ServingError
 from container.exchange import Endpoint
 from container.message import Context, Headers, Request
 from container.metrics import Counters
+from container.predictor import Predictor
 from container.settings import Settings
 from tests.waiting import until
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarni
 @pytest.fixture
 def start(tmp_path):
     """Loads a script in a process of its own; all are ended afterwards."""
-    started = []
+    started: list[Predictor] = []
 
     def start(source, **fields):
         directory = tmp_path / f"m{len(started)}"

@@ -14,7 +14,7 @@ import pytest
 
 from container import models as module
 from container.errors import ClientError, Conflict, InsufficientStorage, ModelNotFound, ServingError, StartupError, Unavailable
-from container.memory import Budget
+from container.memory import MARGIN, Budget
 from container.message import Response
 from container.models import Models, measure
 from container.predictor import Predictor
@@ -261,7 +261,7 @@ def test_a_url_that_is_no_directory(shard, url):
 
 def test_without_room_a_load_is_not_begun(shard, monkeypatch):
     monkeypatch.setattr(module, "measure", lambda *arguments: 300 << 20)
-    one = shard(free=(100 << 20) + module.memory.MARGIN)
+    one = shard(free=(100 << 20) + MARGIN)
     one.put("small")
     with pytest.raises(InsufficientStorage, match=r"^model 'big' needs about 300 MB of memory, and 100 MB are left$"):
         one.put("big", 10 << 20)
@@ -374,7 +374,7 @@ def test_those_that_were_used_last_are_described_first(shard):
 def test_what_models_leave_in_cycles_is_collected_by_the_megabyte(shard):
     class Heavy:
         def __init__(self):
-            self.own = self
+            self.own, self.predictor = self, None
 
     traces = []
     one = shard()
@@ -401,7 +401,12 @@ def test_only_what_is_small_and_has_no_code_is_loaded_between_two_requests(shard
     one = shard()
     threads = []
     load = one.load.__call__
-    one.models._load_predictor = lambda directory: threads.append(threading.get_ident()) or load(directory)
+
+    def noting(directory):
+        threads.append(threading.get_ident())
+        return load(directory)
+
+    one.models._load_predictor = noting
     one.models._always_on_threads = False
     if code:
         (one.directory / "a/code").mkdir(parents=True)
@@ -449,14 +454,20 @@ def test_a_trial_load_that_fails_measures_nothing(error):
 
 
 def test_a_trial_load_tells_what_the_load_takes():
-    taken = measure(lambda directory: b"x" * (64 << 20), Path(), "a", lambda: 1 << 40)
+    def load(directory):
+        return b"x" * (64 << 20)
+
+    taken = measure(load, Path(), "a", lambda: 1 << 40)
     assert 64 << 20 <= taken <= 100 << 20
 
 
 def test_a_trial_load_that_never_ends_is_ended(monkeypatch):
+    def load(directory):
+        signal.pause()
+
     monkeypatch.setattr(module, "TRIAL_SECONDS", 0.05)
     with pytest.raises(StartupError, match=r"^model 'a' was not loaded within 0 s$"):
-        measure(lambda directory: signal.pause(), Path(), "a", lambda: 1 << 40)
+        measure(load, Path(), "a", lambda: 1 << 40)
 
 
 def test_statuses_of_what_models_raise():

@@ -199,7 +199,7 @@ def test_a_pure_package_of_the_models_own_has_it_else(make):
 
 def test_a_compiled_module_of_a_package_of_its_own(make, tmp_path):
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    compiled = next((p for p in sys.path for p in Path(p).glob(f"_json*{suffix}")), None)
+    compiled = next((found for entry in sys.path for found in Path(entry).glob(f"_json*{suffix}")), None)
     if compiled is None:
         pytest.skip("this Python has no compiled _json to copy")
     space, path = make(
