@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,13 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
 def block(language: str, holding: str) -> str:
-    return next(text for name, text in BLOCKS if name == language and holding in text)
+    return str(next(text for name, text in BLOCKS if name == language and holding in text))
+
+
+def answer(settings: Settings, body: bytes) -> Any:
+    said = load(settings).respond(Request(body, "text/csv")).body
+    assert isinstance(said, bytes)
+    return json.loads(said)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +37,7 @@ def iris(tmp_path_factory):
 
 def test_the_first_answer_is_what_the_model_says(iris):
     payload = (ROOT / "examples/iris/payload.csv").read_bytes()
-    answer = load(Settings(base_dir=iris)).respond(Request(payload, "text/csv")).body
-    assert json.loads(answer) == json.loads(block("json", "setosa"))
+    assert answer(Settings(base_dir=iris), payload) == json.loads(block("json", "setosa"))
 
 
 def test_the_question_is_the_one_that_make_serve_prints():
@@ -41,8 +47,7 @@ def test_the_question_is_the_one_that_make_serve_prints():
 def test_the_script_serves_the_example(iris, tmp_path, script):
     settings = script(block("python", "model_fn"), base_dir=tmp_path)
     (settings.model_dir / "model.joblib").write_bytes((iris / "model/model.joblib").read_bytes())
-    probabilities = json.loads(load(settings).respond(Request(b"5.1,3.5,1.4,0.2", "text/csv")).body)
-    assert probabilities[0][0] > 0.9
+    assert answer(settings, b"5.1,3.5,1.4,0.2")[0][0] > 0.9
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z-]+)", TEXT))))
