@@ -283,6 +283,7 @@ def test_14_in_flight_is_answered_after_sigterm(one_model):
         server.signal(signal.SIGTERM)
         assert answer.result().json()["slept"] == 2
     assert server.wait() == 0
+    assert {path.name for path in server.base_dir.glob("tmp/*")} <= {"stdout", "stderr"}, "nothing is left on this machine"
 
 
 def test_15_the_death_of_java_ends_the_container(one_model):
