@@ -153,6 +153,7 @@ def made(tmp_path, no_metrics, nginx, monkeypatch):
     def make(**environ):
         for name, value in environ.items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setattr(serving, "_refuse_taken_port", lambda settings: None)  # 8080 may be somebody's: nothing listens here
         run_dir = tmp_path / "run"
         run_dir.mkdir()
         made = serving.one_model(Settings.read().but(run_dir=run_dir))
