@@ -69,6 +69,7 @@ RUN mkdir -p /usr/lib/jni \
       jar = zipfile.ZipFile(pathlib.Path(mms.__file__).parent / 'frontend' / 'model-server.jar'); \
       [pathlib.Path('/usr/lib/jni', pathlib.Path(name).name).write_bytes(jar.read(name)) for name in jar.namelist() if name.endswith('.so')]"
 ENTRYPOINT ["python3", "-m", "container.dockerd_entrypoint"]
+CMD ["serve"]
 
 # What is built where no target is named.
 FROM server

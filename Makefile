@@ -13,7 +13,7 @@ BUILD_ARGS = $(foreach name,BASE SPACY_MODEL PIP_INDEX_URL PIP_EXTRA_INDEX_URL P
 PLAIN_MANIFEST = $(shell docker buildx version >/dev/null 2>&1 && echo --provenance=false)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint image image-mms serve-docker bench lock clean .venv .venv-bench
+.PHONY: help serve test lint image image-mms serve-docker bench faults lock clean .venv .venv-bench
 MAKEFLAGS += --no-print-directory
 
 help: ## this list
@@ -22,10 +22,10 @@ help: ## this list
 serve: .venv ## train an example if it has no model, and serve it on this machine [EXAMPLE=iris] [PORT=8080]
 	@.venv/bin/python -m local_test.example $(EXAMPLE) $(PORT)
 
-test: lint ## everything: lint, types, tests on this machine and, if an engine answers, in Docker [TESTS=tests/test_x.py]
+test: lint .venv/mms ## everything: lint, types, tests on this machine and, if an engine answers, in Docker [TESTS=tests/test_x.py]
 	@.venv/bin/python -m pytest -ra $(TESTS)
 
-lint: .venv ## style and types
+lint: .venv/mms ## style and types
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy container local_test requirements tests benchmarks
@@ -40,9 +40,12 @@ serve-docker: image ## the same as `serve`, in the image (Docker): trains in it,
 	@local_test/train_local.sh $(IMAGE)
 	@PORT=$(PORT) local_test/serve_local.sh $(IMAGE)
 
-bench: .venv .venv-bench ## our figures beside the peers', in one run
-	@.venv-bench/bin/python -m benchmarks.one_model
-	@.venv-bench/bin/python -m benchmarks.memory
+bench: .venv .venv-bench ## our figures beside the peers', in one run [BENCH_FLAGS=--write]
+	@.venv-bench/bin/python -m benchmarks.one_model $(BENCH_FLAGS)
+	@.venv-bench/bin/python -m benchmarks.memory $(BENCH_FLAGS)
+
+faults: .venv ## killed workers, SIGTERM under load, 50,000 mutated requests (about 3 minutes)
+	@.venv/bin/python -m benchmarks.faults
 
 lock: .venv ## write the lock files anew from pyproject.toml [LOCK_FLAGS=--upgrade]
 	@requirements/lock.sh $(LOCK_FLAGS)
@@ -54,9 +57,12 @@ clean: ## remove what the above has made here, images excepted
 .venv: .venv/installed ## only the set-up
 .venv-bench: .venv-bench/installed
 
-.venv/installed: requirements/dev.txt requirements/image.txt requirements/mms.txt requirements/bootstrap.txt requirements/install.py
+.venv/installed: requirements/dev.txt requirements/image.txt requirements/bootstrap.txt requirements/install.py
 	@$(need-python)
 	@$(PYTHON) requirements/install.py .venv requirements/dev.txt requirements/image.txt
+	@touch $@
+
+.venv/mms: .venv/installed requirements/mms.txt
 	@.venv/bin/python -m pip install --quiet --no-build-isolation --require-hashes -r requirements/mms.txt # one of it is source only
 	@touch $@
 

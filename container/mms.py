@@ -144,9 +144,9 @@ def main() -> int:
     settings = Settings.read()
     logs.setup(settings.log_level)
     assert settings.run_dir is not None
-    mms_failures.serve(settings.run_dir, settings.run_dir / SOCKET)
     threading.Thread(target=_watch, args=(settings,), daemon=True).start()
-    return _run(settings).returncode or 1
+    with mms_failures.serve(settings.run_dir, settings.run_dir / SOCKET):
+        return _run(settings).returncode or 1
 
 
 def _run(settings: Settings) -> "subprocess.Popen[bytes]":

@@ -11,6 +11,8 @@ import socket
 import socketserver
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import quote
@@ -23,7 +25,6 @@ STATUS = "X-Berth-Status"
 """The header in which nginx says what Multi Model Server answered."""
 SETTLED = 0.05
 """Seconds after which a model that was forgotten has not come back: Multi Model Server puts it back within a few."""
-KILLED = "its worker was killed for want of memory (the cgroup's oom_kill counter says so)"
 PATIENCE = 10.0
 """Seconds after which a model that cannot be forgotten is left as it is."""
 
@@ -46,16 +47,19 @@ def connect(path: Path, timeout: float) -> http.client.HTTPConnection:
     return client
 
 
-def serve(run_dir: Path, mms: Path) -> None:
-    """Answers on run_dir/failures.sock, in threads of this process. mms: Multi Model Server's socket."""
-
-    class Handler(_Handler):
-        pass
-
-    Handler.run_dir, Handler.mms, Handler.seen = run_dir, mms, {"oom_kills": resources.oom_kills()}
-    server = _Server(str(run_dir / SOCKET), Handler)
+@contextmanager
+def serve(run_dir: Path, mms: Path) -> Iterator[None]:
+    """Answers on run_dir/failures.sock, in threads of this process, while the block runs. mms: Multi Model Server's socket."""
+    server = _Server(run_dir, mms)
     (run_dir / SOCKET).chmod(0o666)  # nginx, started by root, runs as another user
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def forget(mms: Path, model_name: str) -> None:
@@ -74,11 +78,18 @@ def forget(mms: Path, model_name: str) -> None:
 class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
 
+    def __init__(self, run_dir: Path, mms: Path) -> None:
+        super().__init__(str(run_dir / SOCKET), _Handler)
+        self.run_dir, self.mms, self._oom_kills = run_dir, mms, resources.oom_kills()
+
+    def one_was_killed(self) -> bool:
+        """Whether the kernel has killed for want of memory since this was last asked."""
+        before, self._oom_kills = self._oom_kills, resources.oom_kills()
+        return self._oom_kills > before
+
 
 class _Handler(BaseHTTPRequestHandler):
-    run_dir: Path
-    mms: Path
-    seen: dict[str, int]
+    server: _Server
 
     def do_POST(self) -> None:
         """The answer to a load that has failed; its body is the load's."""
@@ -101,18 +112,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _explain(self, status: int, model_name: str) -> tuple[int, str]:
         """The status that is true, and why the model could not be loaded."""
         if status == 507:
-            forget(self.mms, model_name)
-        path = cause_file(self.run_dir, model_name)
+            forget(self.server.mms, model_name)
+        path = cause_file(self.server.run_dir, model_name)
         try:
             cause = path.read_text()
             path.unlink()
         except FileNotFoundError:
-            killed, self.seen["oom_kills"] = resources.oom_kills() > self.seen["oom_kills"], resources.oom_kills()
-            status, cause = (507, KILLED) if killed else (status, "its worker ended without a word; the log may have some of the library's")
+            if self.server.one_was_killed():
+                status, cause = 507, "its worker was killed for want of memory (the cgroup's oom_kill counter says so)"
+            else:
+                cause = "its worker ended without a word; the log may have some of the library's"
         return status, f"the model cannot be loaded: {cause}"
 
-    def address_string(self) -> str:
-        return "nginx"
-
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the name is the base class's
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """nginx has the line of each request."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import werkzeug
 
 from container import artifact, codecs, user_code, versions
 from container.artifact import Library
@@ -260,7 +261,13 @@ def _encoded(value: Any, content_type: str, request: Request) -> bytes:
 
 
 def _own_response(result: Any, request: Request, settings: Settings) -> Response:
-    """The answer of a user's function: body, or (body, content type). A body alone is taken to be what was asked for first."""
+    """The answer of a user's function: body, or (body, content type). A body alone is taken to be what was asked for first.
+
+    A Flask response, with which scripts of the scikit-learn container set a status, is taken as it is.
+    """
+    if isinstance(result, werkzeug.Response):
+        own = {name: value for name, value in result.headers if name not in ("Content-Type", "Content-Length")}
+        return Response(result.get_data(), result.content_type or "", result.status_code, {**request.context.response_headers, **own})
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], str):
         body, content_type = result
     else:

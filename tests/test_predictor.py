@@ -464,3 +464,17 @@ def test_a_batch_that_was_predicted_alone_leaves_a_line_in_the_log(caplog):
     with caplog.at_level("INFO"):
         together(wrong_alone, ["a"], ["bad"])
     assert [record.getMessage() for record in caplog.records] == ["a batch of 2 failed and is predicted one by one: ValueError: bad"]
+
+
+def test_a_flask_response_is_taken_as_it_is(script):
+    settings = script(
+        """
+        import flask
+        def model_fn(model_dir): return None
+        def predict_fn(data, model): return data
+        def output_fn(prediction, accept): return flask.Response("too few", 422, {"X-Why": "rows"}, content_type="text/plain")
+        """
+    )
+    response = predictor.load(settings).respond(Request(b"[1]", "application/json"))
+    assert (response.status, response.content_type, response.body) == (422, "text/plain", b"too few")
+    assert dict(response.headers) == {"X-Why": "rows"}

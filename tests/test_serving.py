@@ -159,6 +159,7 @@ def made(tmp_path, nothing_outside, nginx, monkeypatch):
     def make(**environ):
         for name, value in environ.items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setattr(serving, "_refuse_taken_port", lambda settings: None)  # 8080 may be somebody's: nothing listens here
         run_dir = tmp_path / "run"
         run_dir.mkdir()
         settings = Settings.read().but(run_dir=run_dir)

@@ -3,7 +3,7 @@
 import os
 
 WARMUP = ("text/csv", os.environ.get("HOG_MB", "1").encode())
-held = []
+held: list[bytes] = []
 
 
 def model_fn(model_dir):

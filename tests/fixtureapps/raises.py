@@ -13,13 +13,15 @@ def input_fn(body, content_type):
     return body
 
 
+class ToolkitError(RuntimeError):
+    status_code = 422
+
+
 def predict_fn(data, model):
     if data == "predict_fn":
         raise ValueError("secret of the prediction")
     if data == "status":
-        error = RuntimeError("try the other endpoint")
-        error.status_code = 422
-        raise error
+        raise ToolkitError("try the other endpoint")
     return data
 
 

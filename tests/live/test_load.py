@@ -18,7 +18,7 @@ pytestmark = pytest.mark.live
 def kept_connections(server):
     """Connections between nginx and the workers that are open."""
     nginx = next(process for process in server.processes() if process.role == "nginx")
-    run_dir = re.search(r"-p (\S+)", nginx.command)[1]
+    [run_dir] = re.findall(r"-p (\S+)", nginx.command)
     rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
     return [row for row in rows if row[-1] == f"{run_dir}/gunicorn.sock" and row[5] == "03"]
 

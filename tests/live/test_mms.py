@@ -218,7 +218,7 @@ def test_23_invoke_an_unknown_model(endpoint):
 def test_23_delete_twice_and_the_memory_is_back(loads, endpoint):
     endpoint.artifact("leaving", "echo")
     assert endpoint.load("leaving").status_code == 200
-    assert [p for p in endpoint.server.processes() if "--model-name leaving" in p.command]
+    assert _workers(endpoint, "leaving")
     assert endpoint.delete("leaving").status_code == 200
     until(
         lambda: not [p for p in endpoint.server.processes() if "--model-name leaving" in p.command], 2, "the end of the model's processes"
@@ -227,20 +227,22 @@ def test_23_delete_twice_and_the_memory_is_back(loads, endpoint):
     assert endpoint.invoke("leaving", b"1").status_code == 404
 
 
-def test_21_23_while_it_loads_a_second_load_is_409_and_a_delete_has_an_end(endpoint):
+def test_21_23_while_it_loads_a_second_load_is_409_and_a_delete_ends_it(endpoint):
+    """Once its worker is connected. A DELETE in the 0.2 s before that is the race of docs/contract.md."""
     directory = endpoint.artifact("slow", "slow_load")
-    with clients(2) as pool:
+    with clients(1) as pool:
         first = pool.submit(endpoint.load, "slow")
-        until(lambda: "slow" in endpoint.names(), 20, "the load having begun")  # Multi Model Server lists what is loading, too
+        until(lambda: len(_workers(endpoint, "slow")) == 2, 20, "the model's worker having been forked")
         assert endpoint.load("slow").status_code == 409
-        deleted = pool.submit(endpoint.delete, "slow")
-        (directory / "go").touch()
-        assert deleted.result(60).status_code in (200, 408, 500)
-        assert first.result(60).status_code in (200, 404, 500)
-    if "slow" in endpoint.names():
-        endpoint.delete("slow")
+        assert endpoint.delete("slow").status_code == 200
+        assert first.result(20).status_code == 500
     assert "slow" not in endpoint.names()
+    (directory / "go").touch()
     assert endpoint.load("slow").status_code == 200, "no zombie is left"
+
+
+def _workers(endpoint, name):
+    return [process for process in endpoint.server.processes() if f"--model-name {name} " in process.command]
 
 
 def test_only_the_contracts_methods(endpoint):
@@ -281,6 +283,7 @@ def test_14_in_flight_is_answered_after_sigterm(one_model):
         server.signal(signal.SIGTERM)
         assert answer.result().json()["slept"] == 2
     assert server.wait() == 0
+    assert {path.name for path in server.base_dir.glob("tmp/*")} <= {"stdout", "stderr"}, "nothing is left on this machine"
 
 
 def test_15_the_death_of_java_ends_the_container(one_model):
@@ -327,6 +330,14 @@ def test_21_a_load_that_the_kernel_kills_is_507_and_hurts_nobody(launch):
     assert endpoint.names() == ["small"]
     assert endpoint.invoke("small", b"1").content == b"1"
     assert server.ended() is None
+
+
+@in_docker
+@pytest.mark.parametrize(("word", "says"), [("train", "TRAINING FAILED: there is no"), ("bogus", "berth: cannot run 'bogus'")])
+def test_02_another_word_is_run_as_a_command(launch, word, says):
+    server = launch.run(word, launch.base_dir("input"), {})
+    assert server.wait() != 0
+    assert says in server.logs()
 
 
 @in_docker
