@@ -352,7 +352,7 @@ def pids(endpoint, name, times=1):
 
 def on_each_shard(endpoint):
     """Loads `sleepy` models until each shard has one: pid of the shard -> name of its model."""
-    found = {}
+    found: dict[int, str] = {}
     for number in range(32):
         name = f"sleepy-{number}"
         endpoint.scripted(name, "sleepy")
@@ -413,6 +413,7 @@ def test_a_shard_that_a_load_ends_takes_no_other_model_with_it(serve_many):
     endpoint.load_all(["good"])
     for _ in range(4):  # the platform tries again, and this is no crash loop
         refused = until(lambda: found if (found := endpoint.load("exits")).status != 503 else None, 10, "the shard's successor")
+        assert refused is not None
         assert (refused.status, refused.is_error) == (502, True)
         assert endpoint.names() == ["good"]
     until(lambda: endpoint.invoke("good").status == 200, 10, "an answer of the shard's successor")
