@@ -13,7 +13,7 @@ BUILD_ARGS = $(foreach name,BASE SPACY_MODEL PIP_INDEX_URL PIP_EXTRA_INDEX_URL P
 PLAIN_MANIFEST = $(shell docker buildx version >/dev/null 2>&1 && echo --provenance=false)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint image image-mms serve-docker bench faults lock clean .venv .venv-bench
+.PHONY: help serve serve-many test lint image image-mms serve-docker bench faults lock clean .venv .venv-bench
 MAKEFLAGS += --no-print-directory
 
 help: ## this list
@@ -21,6 +21,9 @@ help: ## this list
 
 serve: .venv ## train an example if it has no model, and serve it on this machine [EXAMPLE=iris] [PORT=8080]
 	@.venv/bin/python -m local_test.example $(EXAMPLE) $(PORT)
+
+serve-many: .venv ## the same model a hundred times behind one endpoint [EXAMPLE=iris] [PORT=8080]
+	@.venv/bin/python -m local_test.many $(EXAMPLE) $(PORT)
 
 test: lint .venv/mms ## everything: lint, types, tests on this machine and, if an engine answers, in Docker [TESTS=tests/test_x.py]
 	@.venv/bin/python -m pytest -ra $(TESTS)

@@ -5,7 +5,7 @@ import sys
 
 from container import logs, mms
 from container.errors import StartupError
-from container.serving import _run_dir
+from container.serving import temporary_run_dir
 from container.settings import Settings, SettingsError
 
 
@@ -30,7 +30,7 @@ def serve(arguments: list[str]) -> int:
             raise StartupError(f"serve takes no arguments; {' '.join(arguments)!r} came. Everything is set by environment variables")
         settings = Settings.read()
         logs.setup(settings.log_level)
-        with _run_dir(settings) as run_dir:
+        with temporary_run_dir(settings) as run_dir:
             return mms.server(settings.but(run_dir=run_dir)).run()
     except (StartupError, SettingsError) as error:
         print(f"STARTUP FAILED: {error}", file=sys.stderr, flush=True)

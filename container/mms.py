@@ -26,14 +26,14 @@ from container.errors import StartupError
 from container.resources import Plan, Resources
 from container.serving import (
     PROGRAM_DIR,
-    _access_log,
-    _directives,
-    _from_anywhere,
-    _limits,
-    _nginx,
-    _refuse_taken_port,
+    access_log_pipe,
     find_nginx,
+    limit_lines,
+    nginx_command,
     nginx_configuration,
+    nginx_directives,
+    python_path,
+    refuse_taken_port,
 )
 from container.settings import Settings, environment
 from container.supervisor import Command, Supervisor
@@ -63,24 +63,24 @@ def server(settings: Settings) -> Supervisor:
     granted = resources.granted()
     plan = resources.plan(settings, granted, PROGRAM_DIR)
     nginx, java_home = find_nginx(settings.search_path), find_java_home(settings.search_path)
-    _refuse_taken_port(settings)
+    refuse_taken_port(settings)
     workers = (settings.workers or 1) if settings.multi_model else plan.workers
     template = (PROGRAM_DIR / "container" / "mms_nginx.conf").read_text()
-    directives = _directives(settings, workers, run_dir) | {
+    directives = nginx_directives(settings, workers, run_dir) | {
         "server": f"server unix:{run_dir}/{SOCKET};",
         "failures": f"server unix:{run_dir}/{mms_failures.SOCKET};",
     }
     marked = {name: directive for name, directive in directives.items() if f"#: {name}\n" in template}
     (run_dir / "nginx.conf").write_text(nginx_configuration(template, marked))
     java = f"java       {heap(settings, granted) >> 20} MB of heap, {workers} worker{'s' * (workers > 1)} a model, {java_home}"
-    for line in (*plan.reasons, *_limits(settings), java):
+    for line in (*plan.reasons, *limit_lines(settings), java):
         log.info("%s", line)
     environ = server_environment(settings, plan, granted, workers) | {"JAVA_HOME": java_home}
     return Supervisor(
-        commands=(Command("multi-model-server", (sys.executable, "-m", "container.mms"), environ), _nginx(nginx, run_dir, environ)),
+        commands=(Command("multi-model-server", (sys.executable, "-m", "container.mms"), environ), nginx_command(nginx, run_dir, environ)),
         run_dir=run_dir,
         workers=1,
-        forward=(_access_log(run_dir),),
+        forward=(access_log_pipe(run_dir),),
         on_ready=lambda: log.info("ready: port %d", settings.port),
     )
 
@@ -116,7 +116,7 @@ def server_environment(settings: Settings, plan: Plan, granted: Resources, worke
     return (
         now
         | plan.thread_environment(settings)
-        | _from_anywhere(settings)
+        | python_path(settings)
         | {
             "PYTHONUNBUFFERED": "1",
             "MODEL_SERVER_RUN_DIR": str(run_dir),

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] = ()) -> int:
             raise StartupError(f"serve takes no arguments; {' '.join(arguments)!r} came. Everything is set by environment variables")
         settings = Settings.read()
         logs.setup(settings.log_level)
-        with _run_dir(settings) as run_dir:
+        with temporary_run_dir(settings) as run_dir:
             stack = many_models if settings.multi_model else one_model
             return stack(settings.but(run_dir=run_dir)).run()
     except (StartupError, SettingsError) as error:
@@ -61,17 +61,17 @@ def _stack(settings: Settings, asked: str, model_line: str) -> Supervisor:
     assert run_dir is not None
     plan = resources.plan(settings, resources.granted(), PROGRAM_DIR)
     nginx = find_nginx(settings.search_path)
-    _refuse_taken_port(settings)
+    refuse_taken_port(settings)
     (run_dir / "metrics").mkdir()
-    configuration = nginx_configuration((PROGRAM_DIR / "nginx.conf").read_text(), _directives(settings, plan.workers, run_dir))
+    configuration = nginx_configuration((PROGRAM_DIR / "nginx.conf").read_text(), nginx_directives(settings, plan.workers, run_dir))
     (run_dir / "nginx.conf").write_text(configuration)
     answers = {"/metrics": status.metrics_of(run_dir / "metrics"), "/models": status.models_of(run_dir)}
     status.serve(run_dir / "status.sock", answers)
-    for line in (*plan.reasons, *_limits(settings), model_line):
+    for line in (*plan.reasons, *limit_lines(settings), model_line):
         log.info("%s", line)
     environ = environment(
         **plan.thread_environment(settings),
-        **_from_anywhere(settings),
+        **python_path(settings),
         MODEL_SERVER_RUN_DIR=str(run_dir),
         MODEL_SERVER_WORKERS=str(plan.workers),
         SAGEMAKER_MODEL_SERVER_WORKERS=str(plan.workers),
@@ -79,15 +79,15 @@ def _stack(settings: Settings, asked: str, model_line: str) -> Supervisor:
         HOME=str(run_dir),
     )
     return Supervisor(
-        commands=(_gunicorn(environ), _nginx(nginx, run_dir, environ)),
+        commands=(_gunicorn(environ), nginx_command(nginx, run_dir, environ)),
         run_dir=run_dir,
         workers=plan.workers,
-        forward=(_access_log(run_dir),),
+        forward=(access_log_pipe(run_dir),),
         on_ready=lambda: log.info("ready: %s", asked),
     )
 
 
-def _refuse_taken_port(settings: Settings) -> None:
+def refuse_taken_port(settings: Settings) -> None:
     """nginx would try for a while, say it in a line of its own and end with a code that names nothing."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -100,7 +100,7 @@ def _refuse_taken_port(settings: Settings) -> None:
             ) from error
 
 
-def _from_anywhere(settings: Settings) -> dict[str, str]:
+def python_path(settings: Settings) -> dict[str, str]:
     """gunicorn reads its configuration before it changes to its directory, and directories that were given from here afterwards."""
     given = {settings.given[name]: str(getattr(settings, name).absolute()) for name in ("base_dir",) if name in settings.given}
     if settings.submit_directory and "://" not in settings.submit_directory:
@@ -144,7 +144,7 @@ def find_nginx(search_path: str) -> str:
     return str(binaries[0])
 
 
-def _directives(settings: Settings, workers: int, run_dir: Path) -> dict[str, str]:
+def nginx_directives(settings: Settings, workers: int, run_dir: Path) -> dict[str, str]:
     """The lines of nginx.conf that follow the environment, by the name they are marked with."""
     milliseconds = round((settings.timeout + NGINX_MARGIN) * 1000)
     wait = f"{milliseconds}ms" if milliseconds % 1000 else f"{milliseconds // 1000}s"  # nginx knows no fractions
@@ -183,7 +183,8 @@ def _nginx_error(status: int, message: str) -> str:
     return f"return {status} '{json.dumps({'code': status, 'message': message, 'request_id': '$request_id'})}\\n';"
 
 
-def _limits(settings: Settings) -> Iterator[str]:
+def limit_lines(settings: Settings) -> Iterator[str]:
+    """The lines of the plan that say what is refused."""
     payload = f"{settings.payload_limit_mb} MB" if settings.payload_limit_mb else "any size"
     given = settings.source
     yield (
@@ -197,12 +198,13 @@ def _gunicorn(environ: dict[str, str]) -> Command:
     return Command("gunicorn", (sys.executable, "-m", "gunicorn", "--chdir", str(PROGRAM_DIR), "-c", configuration, "wsgi:app"), environ)
 
 
-def _nginx(binary: str, run_dir: Path, environ: dict[str, str]) -> Command:
+def nginx_command(binary: str, run_dir: Path, environ: dict[str, str]) -> Command:
+    """nginx, stopped so that nothing that it has accepted is lost: see supervisor.Command."""
     argv = (binary, "-e", "stderr", "-p", str(run_dir), "-c", str(run_dir / "nginx.conf"))
     return Command("nginx", argv, environ, stop=(signal.SIGHUP, signal.SIGQUIT))
 
 
-def _access_log(run_dir: Path) -> int:
+def access_log_pipe(run_dir: Path) -> int:
     """A pipe that nginx, whatever its user, can open by name, where /dev/stdout may be closed to it."""
     path = run_dir / "access.log"
     os.mkfifo(path)
@@ -211,7 +213,8 @@ def _access_log(run_dir: Path) -> int:
 
 
 @contextmanager
-def _run_dir(settings: Settings) -> Iterator[Path]:
+def temporary_run_dir(settings: Settings) -> Iterator[Path]:
+    """A directory of this server's own, gone afterwards unless it was given. Raises StartupError if it cannot be one."""
     if settings.run_dir:
         yield _own_run_dir(settings.run_dir.absolute())
         return

@@ -21,7 +21,7 @@ TEMPLATE = (Path(__file__).parent.parent / "nginx.conf").read_text()
 
 
 def rendered(run_dir, workers=2, **fields):
-    return serving.nginx_configuration(TEMPLATE, serving._directives(Settings(**fields), workers, run_dir))
+    return serving.nginx_configuration(TEMPLATE, serving.nginx_directives(Settings(**fields), workers, run_dir))
 
 
 def directive(configuration, name):
@@ -148,7 +148,7 @@ def test_nginx_takes_it(nginx, tmp_path, fields):
 def nothing_outside(monkeypatch):
     """The thread that answers /metrics and GET /models would outlive the test; and another program may have the port."""
     monkeypatch.setattr(status, "serve", lambda socket_path, answers: None)
-    monkeypatch.setattr(serving, "_refuse_taken_port", lambda settings: None)
+    monkeypatch.setattr(serving, "refuse_taken_port", lambda settings: None)
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def made(tmp_path, nothing_outside, nginx, monkeypatch):
     def make(**environ):
         for name, value in environ.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(serving, "_refuse_taken_port", lambda settings: None)  # 8080 may be somebody's: nothing listens here
+        monkeypatch.setattr(serving, "refuse_taken_port", lambda settings: None)  # 8080 may be somebody's: nothing listens here
         run_dir = tmp_path / "run"
         run_dir.mkdir()
         settings = Settings.read().but(run_dir=run_dir)
@@ -279,7 +279,7 @@ def test_no_nginx_at_all(tmp_path, monkeypatch, wheel, said):
 
 
 def test_a_run_directory_of_its_own_is_there_for_nginx_to_enter_and_gone_afterwards():
-    with serving._run_dir(Settings()) as path:
+    with serving.temporary_run_dir(Settings()) as path:
         assert path.stat().st_mode & 0o777 == 0o755
         (path / "left").write_text("")
     assert not path.exists()
@@ -287,7 +287,7 @@ def test_a_run_directory_of_its_own_is_there_for_nginx_to_enter_and_gone_afterwa
 
 def test_a_run_directory_that_was_given_is_made_and_stays(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with serving._run_dir(Settings(run_dir=Path("a/b"))) as path:
+    with serving.temporary_run_dir(Settings(run_dir=Path("a/b"))) as path:
         assert path == tmp_path / "a/b"
     assert path.is_dir()
 
@@ -340,4 +340,4 @@ def test_a_port_that_another_has_is_named_with_its_variable():
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(StartupError, match=rf"^port {port} \(SAGEMAKER_BIND_TO_PORT\) cannot be listened on: Address already in use"):
-            serving._refuse_taken_port(Settings.read({"SAGEMAKER_BIND_TO_PORT": str(port)}))
+            serving.refuse_taken_port(Settings.read({"SAGEMAKER_BIND_TO_PORT": str(port)}))
