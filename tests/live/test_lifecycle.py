@@ -38,7 +38,6 @@ def _script(text):
         ({"script": "echo", "env": {"SAGEMAKER_SUBMIT_DIRECTORY": "s3://bucket/code.tar.gz"}}, ["SAGEMAKER_SUBMIT_DIRECTORY=s3://"]),
         ({"script": "echo", "env": {"MODEL_SERVER_WORKER": "2"}}, ["MODEL_SERVER_WORKER is not", "did you mean MODEL_SERVER_WORKERS?"]),
         ({"script": "echo", "env": {"SAGEMAKER_MODEL_SERVER_TIMEOUT": "soon"}}, ["SAGEMAKER_MODEL_SERVER_TIMEOUT='soon'", "seconds"]),
-        ({"script": "echo", "env": {"SAGEMAKER_MULTI_MODEL": "true"}}, ["SAGEMAKER_MULTI_MODEL"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
