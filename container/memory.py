@@ -33,21 +33,23 @@ class Budget:
         reserved[slot] = 0  # what a predecessor had reserved died with it
 
     @contextmanager
-    def reserve(self, needed: int, what: str) -> Iterator[int]:
-        """Holds `needed` bytes while a load is under way; gives the bytes that were left, these included.
+    def reserve(self, needed: int, what: str, share: int = 0) -> Iterator[int]:
+        """Holds `needed` bytes while a load is under way, or 1/share of what is left if that is more; gives the bytes that it holds.
 
-        Raises InsufficientStorage, with both numbers, if they are not left.
+        share: for a load of which nobody knows what it needs, so that those beside it do not count on the same memory.
+        Raises InsufficientStorage, with both numbers, if `needed` bytes are not left.
         """
         with self._lock.open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # between looking and reserving nobody else may do the same
             left = self.left()
             if needed > left:
                 raise InsufficientStorage(f"{what} needs about {-(-needed >> 20)} MB of memory, and {max(0, left) >> 20} MB are left")
-            self._reserved[self._slot] += needed
+            held = max(needed, left // share) if share else needed
+            self._reserved[self._slot] += held
         try:
-            yield left
+            yield held
         finally:
-            self._reserved[self._slot] -= needed
+            self._reserved[self._slot] -= held
 
     def left(self) -> int:
         """Bytes that are neither used, nor reserved, nor kept back."""

@@ -31,7 +31,9 @@ SMALL = 256 * 1024
 PARALLEL_LOADS = 2
 """Loads on threads at the same time; the others wait."""
 SHARE = 2
-"""A load may take 1/SHARE of the memory that is left, unless it was measured: others load at the same time."""
+"""A load may take 1/SHARE of the memory that is left, unless it was measured, and holds it meanwhile: others load at the same time."""
+ROOM = 24 * 2**20
+"""Bytes that any load may take of this process: the stack of a new thread alone is 8 MB."""
 GROWTH = 3
 """What a model takes in memory at most, in bytes for each byte of its artifact; unless it is measured."""
 MINIMUM = 64 * 1024
@@ -214,7 +216,7 @@ class Models:
         needed = size * GROWTH + MINIMUM
         if needed <= self._budget.left() // 4:
             try:
-                with self._budget.reserve(needed, f"model {name!r}") as left, self._bound.on(left // SHARE):
+                with self._budget.reserve(needed, f"model {name!r}", SHARE) as held, self._bound.on(max(held, ROOM)):
                     return self._load_now(directory, size)
             except MemoryError:  # it takes much more than its artifact shows
                 memory.give_back()

@@ -99,3 +99,12 @@ def test_giving_back_needs_no_glibc(monkeypatch):
     memory.give_back()
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     memory.give_back()
+
+
+def test_loads_of_unknown_need_hold_shares_so_that_no_two_count_on_the_same_memory(tmp_path):
+    reserved = memoryview(bytearray(16)).cast("q")
+    first, second = (Budget(reserved, slot, tmp_path / "lock", lambda: 100 * MB + MARGIN) for slot in (0, 1))
+    with first.reserve(MB, "a", share=2) as held, second.reserve(MB, "b", share=2) as rest, first.reserve(20 * MB, "c", share=2) as more:
+        assert (held, rest, more) == (50 * MB, 25 * MB, 20 * MB)
+        assert first.left() == 5 * MB
+    assert first.left() == 100 * MB
