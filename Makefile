@@ -25,7 +25,7 @@ serve: .venv ## train an example if it has no model, and serve it on this machin
 serve-many: .venv ## the same model a hundred times behind one endpoint [EXAMPLE=iris] [PORT=8080]
 	@.venv/bin/python -m local_test.many $(EXAMPLE) $(PORT)
 
-test: lint .venv/mms ## everything: lint, types, tests on this machine and, if an engine answers, in Docker [TESTS=tests/test_x.py]
+test: lint .venv/mms .venv/energy ## everything: lint, types, tests on this machine and, if an engine answers, in Docker [TESTS=tests/test_x.py]
 	@.venv/bin/python -m pytest -ra $(TESTS)
 
 lint: .venv/mms ## style and types
@@ -67,6 +67,10 @@ clean: ## remove what the above has made here, images excepted
 
 .venv/mms: .venv/installed requirements/mms.txt
 	@.venv/bin/python -m pip install --quiet --no-build-isolation --require-hashes -r requirements/mms.txt # one of it is source only
+	@touch $@
+
+.venv/energy: .venv/installed requirements/energy.txt
+	@.venv/bin/python -m pip install --quiet --require-hashes --only-binary :all: -r requirements/energy.txt
 	@touch $@
 
 .venv-bench/installed: requirements/bench.txt requirements/bootstrap.txt requirements/install.py

@@ -11,4 +11,7 @@ lock "$@" --group bootstrap -o requirements/bootstrap.txt
 lock "$@" pyproject.toml -o requirements/serve.txt
 lock "$@" pyproject.toml -c requirements/serve.txt --no-annotate --group image -o requirements/image.txt
 lock "$@" pyproject.toml -c requirements/serve.txt --no-annotate --group mms -o requirements/mms.txt
-lock "$@" pyproject.toml -c requirements/serve.txt --no-annotate --group dev -c requirements/bootstrap.txt -c requirements/mms.txt -o requirements/dev.txt
+lock "$@" pyproject.toml -c requirements/serve.txt --no-annotate --group energy -c requirements/bootstrap.txt -o requirements/energy.txt
+lock "$@" pyproject.toml -c requirements/serve.txt --no-annotate --group dev -c requirements/bootstrap.txt -c requirements/mms.txt \
+  -c requirements/energy.txt -o requirements/dev.txt
+lock "$@" requirements/bench.in -c requirements/energy.txt -o requirements/bench.txt
