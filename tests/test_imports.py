@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = {path.stem: path for path in sorted((ROOT / "container").glob("*.py")) if path.stem != "__init__"}
 
 UPWARDS = [
-    *("settings", "message", "logs", "events", "errors", "namespace", "registry"),
+    *("settings", "message", "logs", "events", "errors", "namespace", "registry", "keys"),
     *("media", "arrays", "decoding", "encoding", "codecs"),
     *("resources", "artifact", "metrics", "user_code", "versions", "predictor", "batching"),
     *("memory", "exchange", "status", "proxy", "peers", "isolation", "preload", "app", "models", "multi_app"),
