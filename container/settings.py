@@ -102,6 +102,12 @@ def _ports(text: str) -> tuple[int, int]:
     return low, high
 
 
+def _address(text: str) -> str:
+    if not re.fullmatch(r"(tcp|tls)://[^\s/]+:\d+", text):
+        raise ValueError(text)
+    return text
+
+
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     if not all(part.isidentifier() for name in names for part in name.split(".")):
@@ -274,6 +280,13 @@ class Settings:
         None,
         "a number, 1 to 10000",
         "Told back in /execution-parameters. Default: the number of workers.",
+    )
+    dask_scheduler: str = _variable(
+        "FLEET_DASK_SCHEDULER",
+        _address,
+        "",
+        "an address, as tcp://10.0.0.1:8786",
+        "Training of many models: the scheduler of a Dask cluster that fits them. Default: processes of this host do.",
     )
     training_job_name: str = _variable("TRAINING_JOB_NAME", str, "", "a name", "Set by the platform in a training job.")
     threads_by_user: Mapping[str, str] = field(default_factory=dict)

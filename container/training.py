@@ -1,6 +1,7 @@
 """The `train` program: finds the user's training script, runs it, completes the artifact, says why it failed."""
 
 import ast
+import dataclasses
 import logging
 import shutil
 import signal
@@ -64,6 +65,7 @@ def run(settings: Settings) -> int:
         for directory in (job.model_dir, job.checkpoint_dir, job.output_data_dir):
             directory.mkdir(parents=True, exist_ok=True)
         script, code_dir = find(settings, job)
+        job = dataclasses.replace(job, script=script)
         _print_plan(script, job)
         try:
             _train(script, code_dir, job, settings)
@@ -211,18 +213,13 @@ def _complete(script: Path, model_dir: Path) -> None:
     code_dir, target = script.parent, model_dir / "code"
     if not (code_dir / INFERENCE_SCRIPT).is_file() or (target / INFERENCE_SCRIPT).exists() or target == code_dir:
         return
-    for path in sorted(code_dir.iterdir()):
-        if path.is_dir() and _is_code(path) and not target.is_relative_to(path):
-            shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns("__pycache__", ".*"), dirs_exist_ok=True)
-        elif path.suffix == ".py" or path.name == "requirements.txt":
-            target.mkdir(exist_ok=True)
-            shutil.copy(path, target)
+    for path in user_code.beside(script):
+        relative = path.relative_to(code_dir)
+        if not target.is_relative_to(code_dir / relative.parts[0]):
+            copy = target / relative
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
     log.info("copied %s and the Python files beside it to %s", INFERENCE_SCRIPT, target)
-
-
-def _is_code(directory: Path) -> bool:
-    """Directories with Python in them are copied whole; data beside the script is not, nor is a virtual environment."""
-    return not directory.name.startswith((".", "__")) and not (directory / "pyvenv.cfg").exists() and any(directory.rglob("*.py"))
 
 
 def _refuse_unfitted(model: Any) -> None:

@@ -91,6 +91,7 @@ class TrainingJob:
     platform_parameters: the SDK's own (sagemaker_*), decoded the same way.
     channels: by name. hosts: names of all machines, in the same order everywhere; current_host: this one's.
     resource_config: resourceconfig.json as it is.
+    script: the user's training script, once it is found.
     """
 
     name: str
@@ -104,6 +105,7 @@ class TrainingJob:
     checkpoint_dir: Path
     output_data_dir: Path
     stop: Stop = field(default_factory=Stop)
+    script: Path | None = None
 
     @property
     def is_first_host(self) -> bool:

@@ -108,6 +108,28 @@ def import_script(path: Path, namespace: Namespace | None = None) -> ModuleType:
         raise StartupError(f"importing {where(error, path)} raised {describe(error)}") from error
 
 
+def beside(script: Path) -> list[Path]:
+    """The files that belong to a script's code, by path: the Python files beside it, requirements.txt, and directories with Python in them.
+
+    Such a directory counts whole, hidden files apart; data beside the script does not count, nor does a virtual environment.
+    """
+    found: list[Path] = []
+    for path in sorted(script.parent.iterdir()):
+        if path.is_dir() and _is_code(path):
+            found += sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path)))
+        elif path.is_file() and (path.suffix == ".py" or path.name == "requirements.txt"):
+            found.append(path)
+    return found
+
+
+def _is_code(directory: Path) -> bool:
+    return not directory.name.startswith((".", "__")) and not (directory / "pyvenv.cfg").exists() and any(directory.rglob("*.py"))
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+
+
 def _import_globally(path: Path) -> ModuleType:
     for directory in (path.parent / "lib", path.parent):
         if directory.is_dir() and str(directory) not in sys.path:

@@ -65,11 +65,15 @@ def record(model_dir: Path, libraries: Iterable[str] | None = None) -> Path:
     libraries: import names, by default those of the known ones that this process has imported. Ones that are not
     installed are left out. Returns the file.
     """
-    names = imported() if libraries is None else libraries
-    versions = {name: version for name in sorted(names) if (version := _version(name))}
     path = model_dir / FILE
-    path.write_text(json.dumps({"python": platform.python_version(), "libraries": versions}, indent=2) + "\n")
+    path.write_text(text(imported() if libraries is None else libraries))
     return path
+
+
+def text(libraries: Iterable[str]) -> str:
+    """What versions.json says where these libraries, by their import names, make a model."""
+    versions = {name: version for name in sorted(libraries) if (version := _version(name))}
+    return json.dumps({"python": platform.python_version(), "libraries": versions}, indent=2) + "\n"
 
 
 def check(model_dir: Path, allow_mismatch: bool) -> list[str]:

@@ -15,6 +15,7 @@ UPWARDS = [
     *("memory", "exchange", "status", "proxy", "peers", "isolation", "preload", "app", "models", "multi_app"),
     *("worker", "gunicorn_conf", "supervisor", "serving"),
     *("training_job", "training_script", "training"),
+    *("shards", "bundles", "manifest", "fitting", "pools", "progress", "fleet"),
     *("mms_failures", "model_handler", "mms", "dockerd_entrypoint"),
     "__main__",
 ]

@@ -1,0 +1,195 @@
+"""What is done with a key: its rows are read, the user's fit is called, the artifact is written. The same here and on a Dask worker."""
+
+import atexit
+import io
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]  # joblib's
+import numpy as np
+import pandas as pd
+
+from container import bundles, keys, user_code, versions
+from container.manifest import Entry
+
+INFERENCE_SCRIPT = "inference.py"
+UNPACKED = "fleet-code-"
+"""What the directories are called that hold a script which came with the work."""
+LONGEST_ERROR = 500
+"""Characters of an error's message that the manifest keeps."""
+
+Fit = Callable[[str, pd.DataFrame, Mapping[str, Any]], Any]
+"""fit(key, data, hyperparameters) -> model, or (model, {"metric": number})."""
+
+_turn = threading.Lock()
+_loaded: dict[str, Fit] = {}
+"""Digest of the code -> fit, for what this process has imported."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is the same for all keys of a run; goes to each process with each batch.
+
+    script: the user's training script. code: the files that belong to it, by name relative to its directory. fit: pickled; what is
+    defined in the script by its name. directory: for the artifacts. mark: of unfinished files. libraries: import names of those that
+    the job has imported before the first fit.
+    """
+
+    script: Path | None
+    code: Mapping[str, bytes]
+    fit: bytes
+    fit_name: str
+    hyperparameters: Mapping[str, Any]
+    directory: Path
+    mark: str
+    libraries: tuple[str, ...]
+
+    @classmethod
+    def of(cls, fit: Fit, script: Path | None, hyperparameters: Mapping[str, Any], directory: Path, mark: str) -> "Work":
+        """The work of a run in this process, from what it has imported."""
+        code = {str(path.relative_to(script.parent)): path.read_bytes() for path in user_code.beside(script)} if script else {}
+        name = f"{getattr(fit, '__module__', '')}.{getattr(fit, '__qualname__', type(fit).__qualname__)}"
+        pickled = cloudpickle.dumps(fit)
+        return cls(script, code, pickled, name, dict(hyperparameters), directory, mark, tuple(versions.imported()))
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the code, and of all that decides a model beside its data: another one fits every key again."""
+        parts = [self.fit_name, repr(sorted(self.hyperparameters.items())), versions.text(self.libraries)]
+        digest = sha256("\0".join(parts).encode())
+        for name, content in sorted(self.code.items()):
+            digest.update(b"\0%d %s\0" % (len(content), name.encode()))
+            digest.update(content)
+        return digest.hexdigest()
+
+    @property
+    def packed_code(self) -> Mapping[str, bytes]:
+        """What goes into code/ of an artifact: nothing where there is no inference script."""
+        return self.code if INFERENCE_SCRIPT in self.code else {}
+
+    def artifact(self, key: str) -> Path:
+        return self.directory / f"{keys.file_name(key)}{bundles.SUFFIX}"
+
+
+def run(work: Work, batch: Sequence[tuple[str, Path]]) -> tuple[list[Entry], float]:
+    """Fits some keys, each with its file; an error of one is in its entry. Returns the entries, and the seconds that they took.
+
+    Raises StartupError if the user's script cannot be imported.
+    """
+    fit = _load(work)
+    begin = time.perf_counter()
+    return [_one(work, fit, key, path) for key, path in batch], time.perf_counter() - begin
+
+
+def _one(work: Work, fit: Fit, key: str, path: Path) -> Entry:
+    rows, seconds = None, None
+    try:
+        content = path.read_bytes()
+        made_from = sha256(f"{key}\0{path.suffixes}\0{work.digest}\0".encode() + sha256(content).digest()).hexdigest()
+        artifact = work.artifact(key)
+        finished = _finished(artifact, made_from)
+        if finished:
+            return finished
+        data = table(path, content)
+        rows = len(data)
+        model, metrics, seconds = _fit(work, fit, key, data)
+        record = bundles.Record(key, made_from, rows, metrics)
+        digest = bundles.write(artifact, model, record, work.libraries, work.packed_code, work.mark)
+        return Entry(key, seconds, rows, metrics, artifact.name, digest)
+    except (Exception, SystemExit) as error:  # one key that fails, fails alone
+        return Entry(key, seconds, rows, error=_told(error))
+
+
+def _finished(artifact: Path, made_from: str) -> Entry | None:
+    """The entry of an artifact that an earlier run has made from the same; None if there is none, or it is not whole."""
+    try:
+        record = bundles.read(artifact)
+    except (FileNotFoundError, bundles.BundleError):
+        return None
+    if record.made_from != made_from:
+        return None
+    return Entry(record.key, None, record.rows, record.metrics, artifact.name, sha256(artifact.read_bytes()).hexdigest())
+
+
+def _fit(work: Work, fit: Fit, key: str, data: pd.DataFrame) -> tuple[Any, dict[str, float], float]:
+    """(model, metrics, seconds). What is random starts from the key, so that neither the order nor the process decides."""
+    seed = int(sha256(key.encode()).hexdigest()[:8], 16)
+    random.seed(seed)
+    np.random.seed(seed)
+    begin = time.perf_counter()
+    made = fit(key, data, work.hyperparameters)
+    seconds = time.perf_counter() - begin
+    model, metrics = made if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Mapping) else (made, {})
+    if model is None:
+        raise TypeError("fit returned None; a model was expected, or (model, {'metric': number})")
+    if not work.packed_code and not callable(getattr(model, "predict", None)):
+        raise TypeError(
+            f"fit returned {type(model).__name__}, which has no predict, and there is no {INFERENCE_SCRIPT} beside the training script "
+            "that could serve it"
+        )
+    return model, {str(name): _number(name, value) for name, value in metrics.items()}, round(seconds, 6)
+
+
+def table(path: Path, content: bytes) -> pd.DataFrame:
+    """The rows of a key: CSV as pandas reads it, Parquet with the types that it has. content: of the file."""
+    if path.suffix == ".parquet":
+        import duckdb  # with its 60 MB only where it is needed
+
+        with duckdb.connect(config={"threads": 1}) as connection:
+            found: pd.DataFrame = connection.read_parquet(str(path)).df()
+        return found
+    rows: pd.DataFrame = pd.read_csv(io.BytesIO(content), compression="gzip" if path.suffix == ".gz" else None)
+    return rows
+
+
+def _number(name: object, value: object) -> float:
+    if not isinstance(value, Real):
+        raise TypeError(f"fit returned {value!r} as metric {name!r}; a number was expected")
+    return float(value)
+
+
+def _load(work: Work) -> Fit:
+    """fit, in a process that may never have seen the user's script: imported first, so that classes and functions are found by name."""
+    with _turn:
+        if work.digest not in _loaded:
+            if work.script is not None:
+                user_code.import_script(_here(work))
+            _loaded[work.digest] = cloudpickle.loads(work.fit)
+        return _loaded[work.digest]
+
+
+def _here(work: Work) -> Path:
+    """The script as this process finds it: where it was, or, on another machine, unpacked from what came with the work."""
+    assert work.script is not None
+    if work.script.is_file() and work.script.read_bytes() == work.code.get(work.script.name):
+        return work.script
+    directory = Path(tempfile.mkdtemp(prefix=UNPACKED))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    for name, content in work.code.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    for name, module in list(sys.modules.items()):  # a Dask worker may have had an older version of it
+        if UNPACKED in (getattr(module, "__file__", None) or ""):
+            del sys.modules[name]
+    return directory / work.script.name
+
+
+def _told(error: BaseException) -> str:
+    """`Type: message (file:line in function)`, the deepest line that is the user's, else the deepest."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "/site-packages/" not in frame.filename and "/lib/python" not in frame.filename]
+    frame = (own or frames)[-1]
+    return f"{user_code.describe(error)[:LONGEST_ERROR]} ({Path(frame.filename).name}:{frame.lineno} in {frame.name})"

@@ -1,0 +1,276 @@
+"""Many small models in one job: a fit for each key's rows, in parallel, one artifact each; what is finished is not made again.
+
+from container import fleet
+
+def fit(key, data, hyperparameters):  # -> model, or (model, {"mae": 12.3})
+    ...
+
+def train_fn(job):
+    fleet.train(job, fit)
+"""
+
+import logging
+import re
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from container import bundles, fitting, pools, resources, shards
+from container.errors import StartupError
+from container.fitting import Fit, Work
+from container.manifest import Entry, Manifest
+from container.pools import Pool
+from container.progress import Progress
+from container.settings import Settings
+from container.training_job import TrainingError, TrainingJob
+
+log = logging.getLogger(__name__)
+
+PROGRAM_DIR = Path(__file__).resolve().parent.parent
+
+MAX_FAILED = 0.1
+"""Share of the keys that may fail, where the hyperparameter max_failed does not say another."""
+
+BATCH_SECONDS = 0.2
+"""What a process is given at once: so much work that handing it over costs next to nothing, so little that none waits long at the end."""
+
+HEARTBEAT = 0.5
+"""Seconds after which it is looked whether the platform wants the job to stop, or a line of progress is due, where no fit ends."""
+
+STOP_SECONDS = 75.0
+"""After SIGTERM: how long the fits in flight may take. train_fn has 90 s."""
+
+CAUSES = 4
+"""How many causes of failures are told."""
+
+Item = tuple[str, Path]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run has done on this host. keys: how many are this host's. made: artifacts of this run; found: of an earlier one.
+
+    metrics: name -> mean over the keys. stopped: whether the platform asked to stop, so that keys may be left for the next run.
+    """
+
+    keys: int
+    made: int
+    found: int
+    failed: int
+    seconds: float
+    stopped: bool
+    metrics: Mapping[str, float]
+    directory: Path
+    manifest: Path
+
+
+def train(
+    job: TrainingJob,
+    fit: Fit,
+    *,
+    channel: str = "train",
+    directory: Path | None = None,
+    settings: Settings | None = None,
+) -> Summary:
+    """Fits a model for each key that is this host's, and writes each to DIRECTORY/<key>.tar.gz, with manifest.jsonl beside them.
+
+    fit(key, data, hyperparameters) returns a model, or (model, {"metric": number}). channel: has a CSV, gzipped CSV or Parquet file for
+    each key; where every host has all files, each takes its part. directory: by default
+    job.checkpoint_dir, which the platform uploads while the job runs and restores after an interruption.
+    The hyperparameter max_failed is the share of keys that may fail. With FLEET_DASK_SCHEDULER the fits run on that Dask cluster.
+
+    Raises TrainingError for input that cannot be used, and when more keys fail than may, with the commonest causes.
+    """
+    settings = settings or Settings.read()
+    target = directory or job.checkpoint_dir
+    target.mkdir(parents=True, exist_ok=True)
+    mark = bundles.mark(job.current_host)
+    swept = bundles.sweep(target, mark)
+    if swept:
+        log.info("fleet: %d unfinished files of an earlier run were removed", swept)
+    work = Work.of(fit, job.script or _source(fit), job.hyperparameters, target, mark)
+    files = _files(job, channel)
+    with Manifest(target / _manifest_name(job)) as manifest:
+        run = _Run(job, settings, work, files, manifest)
+        try:
+            run.go()
+        finally:
+            run.progress.close()
+    if manifest.path.parent != job.model_dir:
+        shutil.copy(manifest.path, job.model_dir)
+    return run.summary()
+
+
+class _Run:
+    """One pass over the files of this host."""
+
+    def __init__(self, job: TrainingJob, settings: Settings, work: Work, files: Mapping[str, Path], manifest: Manifest) -> None:
+        self._job, self._settings, self._work, self._files, self._manifest = job, settings, work, files, manifest
+        self._plan = resources.plan(settings, resources.granted(), PROGRAM_DIR)
+        self._most = _max_failed(job) * len(files)
+        self._causes: dict[str, _Cause] = {}
+        self._key_seconds = BATCH_SECONDS
+        self._give_up: float | None = None
+        self.progress = Progress(len(files))
+
+    def go(self) -> None:
+        """Fits them all. Where a process dies, the keys that were in flight are tried one by one, each in a process of its own."""
+        where = self._settings.dask_scheduler or f"{self._plan.workers} processes of {self._plan.threads} BLAS threads"
+        log.info("fleet: %d keys on %s; artifacts go to %s", len(self._files), where, self._work.directory)
+        source = iter(self._files.items())
+        while not self._stopping():
+            with self._pool(self._plan.workers) as pool:
+                lost = self._drive(pool, source)
+            if not lost:
+                break
+            self._one_by_one([item for item, _ in lost])
+
+    def summary(self) -> Summary:
+        counts = self.progress
+        return Summary(
+            keys=counts.total,
+            made=counts.made,
+            found=counts.found,
+            failed=counts.failed,
+            seconds=counts.seconds,
+            stopped=self._job.stop.requested,
+            metrics=counts.metrics,
+            directory=self._work.directory,
+            manifest=self._manifest.path,
+        )
+
+    def _pool(self, workers: int) -> AbstractContextManager[Pool]:
+        if self._settings.dask_scheduler:
+            return pools.dask(self._settings.dask_scheduler, self._work.directory)
+        return pools.local(replace(self._plan, workers=workers), self._settings)
+
+    def _one_by_one(self, suspects: list[Item]) -> None:
+        log.warning("fleet: a process died; %d keys that were in flight are tried one by one", len(suspects))
+        left = deque(suspects)
+        source = (left.popleft() for _ in range(len(suspects)))
+        while left and not self._stopping():
+            with self._pool(1) as pool:
+                for (key, _), error in self._drive(pool, source, alone=True):
+                    self._record(Entry(key, error=f"ProcessDied: {_ending(error)} (outside of Python)"))
+
+    def _drive(self, pool: Pool, source: Iterator[Item], alone: bool = False) -> list[tuple[Item, BaseException]]:
+        """Keeps the pool busy until the source is empty, the pool is broken or the job is to stop. Returns what a dead process had."""
+        pending: dict[Future[Any], list[Item]] = {}
+        lost: list[tuple[Item, BaseException]] = []
+        while True:
+            while not self._stopping() and len(pending) < (1 if alone else self._ahead(pool)):
+                batch = list(islice(source, 1 if alone else self._batch_size()))
+                if not batch:
+                    break
+                pending[pool.executor.submit(fitting.run, self._work, batch)] = batch
+            if not pending or self._out_of_time():
+                return lost
+            done, _ = wait(pending, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
+            broken = None
+            for future in done:
+                batch = pending.pop(future)
+                try:
+                    self._take(*future.result())
+                except pool.crashes as error:
+                    lost += [(item, error) for item in batch]
+                    broken = error if pool.is_broken else None
+                except StartupError as error:
+                    raise TrainingError(f"a process that fits cannot start: {error}") from None
+            if broken:
+                return lost + [(item, broken) for batch in pending.values() for item in batch]
+            self.progress.tell()
+
+    def _take(self, entries: list[Entry], seconds: float) -> None:
+        self._key_seconds += 0.3 * (seconds / len(entries) - self._key_seconds)
+        for entry in entries:
+            self._record(entry)
+
+    def _record(self, entry: Entry) -> None:
+        if entry.seconds is None and entry.error is None:
+            earlier = self._manifest.get(entry.key)
+            entry = earlier if earlier and earlier.sha256 == entry.sha256 else entry
+            self.progress.add(replace(entry, seconds=None))
+        else:
+            self.progress.add(entry)
+        self._manifest.add(entry)
+        if entry.error is not None:
+            self._fail(entry.key, entry.error)
+
+    def _fail(self, key: str, error: str) -> None:
+        kind, place = error.partition(":")[0], error.rpartition(" (")[2]
+        cause = self._causes.setdefault(f"{kind} {place}", _Cause(key, error))
+        cause.count += 1
+        if self.progress.failed > self._most:
+            raise TrainingError(self._failure())
+
+    def _failure(self) -> str:
+        commonest = sorted(self._causes.values(), key=lambda cause: -cause.count)[:CAUSES]
+        head = (
+            f"{self.progress.failed:,} of {self.progress.total:,} keys failed ({self.progress.done:,} were tried), "
+            f"which is more than max_failed={self._most / self.progress.total:g} allows:"
+        )
+        return "\n".join([head, *(f"{cause.count:,} x {cause.error[:200]}, as {cause.key!r}" for cause in commonest)])
+
+    def _batch_size(self) -> int:
+        return max(1, min(64, int(BATCH_SECONDS / max(self._key_seconds, 1e-6))))
+
+    def _ahead(self, pool: Pool) -> int:
+        """How many batches are on their way: one more for each process, so that none waits; where a fit takes long, none more."""
+        return pool.width() * (2 if self._key_seconds < 1 else 1)
+
+    def _stopping(self) -> bool:
+        if self._job.stopping() and self._give_up is None:
+            self._give_up = time.monotonic() + STOP_SECONDS
+            log.info("fleet: stopping; fits in flight have %g s", STOP_SECONDS)
+        return self._give_up is not None
+
+    def _out_of_time(self) -> bool:
+        return self._give_up is not None and time.monotonic() > self._give_up
+
+
+@dataclass
+class _Cause:
+    """Failures of one kind at one place: the first key, and what was said of it."""
+
+    key: str
+    error: str
+    count: int = 0
+
+
+def _files(job: TrainingJob, name: str) -> dict[str, Path]:
+    """Key -> file, for the keys of this host."""
+    channel = job.channel(name)
+    found = shards.files(channel.files())
+    return found if shards.is_split_by_platform(channel) else shards.part(found, job)
+
+
+def _max_failed(job: TrainingJob) -> float:
+    value = job.hyperparameters.get("max_failed", MAX_FAILED)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise TrainingError(f"the hyperparameter max_failed is {value!r}; accepted is a share of the keys, 0 to 1")
+    return float(value)
+
+
+def _manifest_name(job: TrainingJob) -> str:
+    """Hosts share the places that the platform uploads to, where one file would take the place of another."""
+    return "manifest.jsonl" if len(job.hosts) == 1 else f"manifest-{job.current_host}.jsonl"
+
+
+def _source(fit: Callable[..., Any]) -> Path | None:
+    """The file of a fit in a job that was not started by `train`."""
+    code = getattr(fit, "__code__", None)
+    path = Path(code.co_filename) if code else None
+    return path if path and path.is_file() else None
+
+
+def _ending(error: BaseException) -> str:
+    codes = re.search(r"\{(.+?)\}", str(error))
+    died = "the process that fitted it died"
+    return f"{died}, exit code {codes[1]}; SIGKILL is most often for want of memory" if codes else f"{died}: {type(error).__name__}"

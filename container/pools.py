@@ -1,0 +1,113 @@
+"""Where a fleet's fits run: in processes of this host (loky, joblib's own), or on a Dask cluster. Knows nothing of keys and models."""
+
+import ctypes
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from joblib.externals import loky
+from joblib.externals.loky.process_executor import BrokenProcessPool
+
+from container.resources import Plan
+from container.settings import Settings
+from container.training_job import TrainingError
+
+SCHEDULER_SECONDS = 30.0
+"""How long a Dask scheduler, and its first worker, may take to answer."""
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl(2)."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """An executor, and what there is to know of it. width: how many calls run at once, now. crashes: what a future raises whose process
+    died; is_broken: whether the executor is of no use after that.
+    """
+
+    executor: Executor
+    width: Callable[[], int]
+    crashes: tuple[type[BaseException], ...]
+    is_broken: bool
+
+
+@contextmanager
+def local(plan: Plan, settings: Settings) -> Iterator[Pool]:
+    """Processes of this host, as many as the plan has workers, with its BLAS threads each. They die with this one."""
+    variables = plan.thread_environment(settings) | {"PYTHONHASHSEED": "0"}  # in which order a set is pickled is in its bytes
+    executor = loky.ProcessPoolExecutor(plan.workers, initializer=_obey, initargs=(os.getpid(),), env=variables)
+    try:
+        yield Pool(executor, lambda: plan.workers, (BrokenProcessPool,), True)
+    finally:
+        executor.shutdown(kill_workers=True)
+
+
+@contextmanager
+def dask(scheduler: str, directory: Path, patience: float = SCHEDULER_SECONDS) -> Iterator[Pool]:
+    """The workers of a Dask cluster, which must see `directory` under the same path.
+
+    Raises TrainingError where `distributed` is not installed, the scheduler or a first worker does not answer in `patience` seconds,
+    a worker has no such package as this one, or does not see the directory.
+    """
+    try:
+        import distributed
+        from distributed.scheduler import KilledWorker
+    except ImportError as error:
+        raise TrainingError(
+            f"FLEET_DASK_SCHEDULER={scheduler} asks for Dask, but {error.name} is not installed in this image: add `distributed` to it"
+        ) from None
+    connect: Any = distributed.Client  # untyped
+    try:
+        client = connect(scheduler, timeout=patience, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"the Dask scheduler at {scheduler} did not answer within {patience:g} s: {error}") from None
+    with client:
+        _await_worker(client, scheduler, patience)
+        _refuse_blind(client, directory)
+        yield Pool(client.get_executor(pure=False), lambda: max(1, sum(client.nthreads().values())), (KilledWorker,), False)
+
+
+def _await_worker(client: Any, scheduler: str, patience: float) -> None:
+    try:
+        client.wait_for_workers(1, timeout=patience)
+    except TimeoutError:
+        raise TrainingError(f"the Dask scheduler at {scheduler} has no worker after {patience:g} s") from None
+
+
+def _refuse_blind(client: Any, directory: Path) -> None:
+    """A directory of the same name that is another one would take the artifacts and nobody would ever see them: so a file is looked for."""
+    probe = directory / f".{uuid.uuid4().hex}.probe"
+    probe.touch()
+    try:
+        seen = client.run(_sees, str(probe), on_error="return")
+    finally:
+        probe.unlink()
+    for worker, answer in seen.items():
+        if answer is False:
+            raise TrainingError(
+                f"the Dask worker {worker} does not see {directory}: all workers must share the file system with this host, "
+                "under the same paths"
+            )
+        if answer is not True:
+            raise TrainingError(f"the Dask worker {worker} cannot run this program ({answer!r}): start workers from this image")
+
+
+def _sees(path: str) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 - a plain function of a plain string: the worker needs nothing else
+
+
+def _obey(parent: int) -> None:
+    """In a process of the pool: it dies with the one that started it, and leaves to it what a signal to the whole group means."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
