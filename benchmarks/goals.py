@@ -1,4 +1,4 @@
-"""What was promised (issue 2, section 6): floors that must be met, and aims. Knows figures only."""
+"""What was promised (issue 2, section 6, and issue 3, section 4): floors that must be met, and aims. Knows figures only."""
 
 from dataclasses import dataclass
 
@@ -52,3 +52,44 @@ def speed_goal(model: str, peer: str, clients: int) -> Goal:
         if (goal.model, goal.peer, goal.clients) == (model, peer, clients):
             return goal
     return Goal(model, peer, clients)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A figure that is at least, or at most, so much."""
+
+    least: float | None = None
+    most: float | None = None
+
+    def verdict(self, value: float) -> str:
+        """'at least 200: met'."""
+        marks = (("least", self.least, value >= (self.least or 0)), ("most", self.most, value <= (self.most or 0)))
+        return ", ".join(f"at {word} {limit:g}: {'met' if held else 'missed'}" for word, limit, held in marks if limit is not None)
+
+
+MANY = {
+    ("tabular", "load"): Bound(least=200),
+    ("tabular", "load, 8 at once"): Bound(least=200),
+    ("tabular", "memory"): Bound(least=1000),
+    ("tabular", "memory, cgroup"): Bound(least=1000),
+    ("tabular", "unload"): Bound(least=5),
+    ("tabular", "one model"): Bound(least=2),
+    ("tabular", "50 models"): Bound(least=1.8),
+    ("entities", "load"): Bound(least=5),
+    ("entities", "memory"): Bound(least=6),
+    ("entities", "memory, cgroup"): Bound(least=6),
+}
+"""(kind of models, figure) -> how many times better than a stock Multi Model Server."""
+
+GROWN = {
+    (1000, "seconds"): Bound(most=5),
+    (1000, "memory, MB"): Bound(most=400),
+    (10_000, "seconds"): Bound(most=40),
+    (10_000, "memory, MB"): Bound(most=600),
+    (10_000, "last thousand / first"): Bound(most=1.2),
+    (10_000, "one model / with 50 loaded"): Bound(least=0.9),
+    (10_000, "50 models / with 50 loaded"): Bound(least=0.9),
+    (10_000, "slowest page, ms"): Bound(most=20),
+    (10_000, "memory unloaded / at the start"): Bound(most=1.2),
+}
+"""(models loaded, figure) -> what our own engine must keep to."""

@@ -23,6 +23,8 @@ class Case:
 
     body: bytes
     expected: str
+    path: str = ""
+    """Where it is sent, if not to the path of all."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def as_lua(requests: Requests) -> str:
     """The requests as the Lua table that load.lua reads."""
     headers = ", ".join(f"[{_quoted(name.encode())}] = {_quoted(value.encode())}" for name, value in requests.headers.items())
     rows = [
-        f"  {{path = {_quoted(requests.path.encode())}, headers = {{{headers}}}, body = {_quoted(case.body)}, "
+        f"  {{path = {_quoted((case.path or requests.path).encode())}, headers = {{{headers}}}, body = {_quoted(case.body)}, "
         f"expected = {_quoted(''.join(case.expected.split()).encode())}}},\n"
         for case in requests.cases
     ]

@@ -64,6 +64,48 @@ def cpu_seconds(pid: int) -> float:
     return _sum(_ticks, pid) / os.sysconf("SC_CLK_TCK")
 
 
+@contextlib.contextmanager
+def memory_group() -> Iterator[Path | None]:
+    """A memory cgroup for a server, so that the kernel itself counts what it takes; None where no such group can be made."""
+    version1 = Path("/sys/fs/cgroup/memory")
+    group = (version1 if version1.is_dir() else Path("/sys/fs/cgroup")) / f"bench-{os.getpid()}-{random.randrange(10**6)}"
+    try:
+        group.mkdir()
+    except OSError:
+        yield None
+        return
+    try:
+        yield group if _group_figures(group) else None
+    finally:
+        deadline = time.monotonic() + STOP_SECONDS
+        while (group / "cgroup.procs").read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)  # the kernel is not done with the last of them
+        group.rmdir()
+
+
+def in_group(command: Sequence[str], group: Path | None) -> list[str]:
+    """The command, started inside of a memory cgroup."""
+    enter = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', f"{group}/cgroup.procs"]
+    return [*(enter if group else []), *command]
+
+
+def group_bytes(group: Path) -> int:
+    """What the kernel has counted for a memory cgroup, without what it would give up at once: files that nobody has used lately."""
+    figures = _group_figures(group)
+    assert figures is not None, f"{group} counts no memory"
+    total, idle_files = figures
+    return total - idle_files
+
+
+def _group_figures(group: Path) -> tuple[int, int] | None:
+    """All bytes of a group, and those of idle files; None where the kernel counts no memory in it."""
+    for total, idle_files in (("memory.usage_in_bytes", "total_inactive_file"), ("memory.current", "inactive_file")):
+        if (group / total).exists():
+            found = re.search(rf"^{idle_files} (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+            return int((group / total).read_text()), int(found[1]) if found else 0
+    return None
+
+
 def _sum(figure: Callable[[int], int], pid: int) -> int:
     total = 0
     for member in family(pid):
