@@ -2,6 +2,10 @@
 EXAMPLE ?= iris
 PORT    ?= 8080
 IMAGE   ?= berth
+# Of `make energy`.
+CUSTOMERS  ?= 1000
+FORECASTER ?= default
+ENGINE     ?= own
 # Flags of `docker build`. The host's network, because a build needs the package index that this machine reaches.
 BUILD_FLAGS ?= --network=host
 PYTHON  ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,$(shell \
@@ -13,7 +17,7 @@ BUILD_ARGS = $(foreach name,BASE SPACY_MODEL PIP_INDEX_URL PIP_EXTRA_INDEX_URL P
 PLAIN_MANIFEST = $(shell docker buildx version >/dev/null 2>&1 && echo --provenance=false)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve serve-many test lint image image-mms serve-docker bench faults lock clean .venv .venv-bench
+.PHONY: help serve serve-many energy test lint image image-mms serve-docker bench faults lock clean .venv .venv-bench
 MAKEFLAGS += --no-print-directory
 
 help: ## this list
@@ -24,6 +28,9 @@ serve: .venv ## train an example if it has no model, and serve it on this machin
 
 serve-many: .venv ## the same model a hundred times behind one endpoint [EXAMPLE=iris] [PORT=8080]
 	@.venv/bin/python -m local_test.many $(EXAMPLE) $(PORT)
+
+energy: .venv .venv/energy $(if $(filter mms,$(ENGINE)),.venv/mms) ## a forecast for each of many customers: data, training, one endpoint [CUSTOMERS=1000] [FORECASTER=default|prophet] [ENGINE=own|mms]
+	@.venv/bin/python -m local_test.energy --customers $(CUSTOMERS) --forecaster $(FORECASTER) --engine $(ENGINE)
 
 test: lint .venv/mms .venv/energy ## everything: lint, types, tests on this machine and, if an engine answers, in Docker [TESTS=tests/test_x.py]
 	@.venv/bin/python -m pytest -ra $(TESTS)

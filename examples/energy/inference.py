@@ -2,7 +2,6 @@
 
 import ast
 import json
-from importlib import import_module
 from pathlib import Path
 
 import joblib
@@ -10,8 +9,7 @@ import joblib
 LONGEST = 3650
 WARMUP = ("application/json", b'{"period": 7}')
 EXPECTED = f'expected is {{"period": days}}, a whole number from 1 to {LONGEST}'
-FORECASTERS = {"default": "seasonal", "prophet": "with_prophet"}
-"""What a hyperparameter and a model call a forecaster -> its module, with fit, load and predict."""
+FORECASTERS = ("default", "prophet")
 
 
 class Refused(ValueError):
@@ -23,8 +21,12 @@ class Refused(ValueError):
 
 
 def forecaster(name):
-    """The module of a forecaster. Imported here, so that only models of Prophet wait for Prophet."""
-    return import_module(FORECASTERS[name])
+    """The module of a forecaster, with fit, load and predict."""
+    if name == "prophet":
+        import with_prophet as module  # here, so that nobody else waits for Prophet, or needs it
+    else:
+        import seasonal as module
+    return module
 
 
 def model_fn(model_dir):

@@ -30,7 +30,7 @@ def train_fn(job) -> None:
 
 
 def fit(key: str, data: pd.DataFrame, hyperparameters: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
-    """(a customer's model, its metrics): `error` is the mean error of the days held out, as a share of the mean use.
+    """(a customer's model, its metrics): `wape` is the error of the days held out, as a share of their use.
 
     data: the columns date and value; others are ignored, as are days without a value. Raises ValueError on what cannot be a history.
     """
@@ -38,7 +38,7 @@ def fit(key: str, data: pd.DataFrame, hyperparameters: Mapping[str, Any]) -> tup
     if name not in FORECASTERS:
         raise ValueError(f"the forecaster {name!r} is unknown; accepted are {' and '.join(FORECASTERS)}")
     used, (days, values) = forecaster(name), history(data)
-    metrics = {"error": error(used, days, values, held_out)} if 0 < held_out < len(days) // 2 else {}
+    metrics = {"wape": wape(used, days, values, held_out)} if 0 < held_out < len(days) // 2 else {}
     return {"forecaster": name, **used.fit(days, values)}, metrics
 
 
@@ -60,11 +60,11 @@ def history(data: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return days, values
 
 
-def error(used: Any, days: np.ndarray, values: np.ndarray, held_out: int) -> float:
-    """The mean absolute error of forecasts for the last days, made from those before them, as a share of the mean value."""
+def wape(used: Any, days: np.ndarray, values: np.ndarray, held_out: int) -> float:
+    """The absolute error of forecasts for the last days, made from those before them, as a share of the sum of their values."""
     before = days <= days[-1] - held_out
     last = days[before][-1]
     model = used.load(used.fit(days[before], values[before]))
     forecast = np.array(used.predict(model, int((days[-1] - last).astype(int)))["yhat"])
     ahead = (days[~before] - last).astype(int) - 1
-    return float(np.abs(forecast[ahead] - values[~before]).mean() / max(values.mean(), 1e-9))
+    return float(np.abs(forecast[ahead] - values[~before]).sum() / max(values[~before].sum(), 1e-9))
