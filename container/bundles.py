@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def write(path: Path, model: Any, record: Record, libraries: Iterable[str], code
     joblib.dump(model, pickle)
     named = {name for name in versions.DISTRIBUTIONS if name.encode() in pickle.getvalue()}
     files = {f"code/{name}": data for name, data in code.items()}
-    files |= {versions.FILE: versions.text({*libraries, *named}).encode(), MODEL: pickle.getvalue()}
+    files |= {versions.FILE: _versions(frozenset({*libraries, *named})), MODEL: pickle.getvalue()}
     sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
     whole = Record(record.key, record.made_from, record.rows, record.metrics, sha256)
     content = _packed({RECORD: (json.dumps(asdict(whole), indent=1) + "\n").encode(), **dict(sorted(files.items()))})
@@ -69,13 +70,15 @@ def write(path: Path, model: Any, record: Record, libraries: Iterable[str], code
 def read(path: Path) -> Record:
     """The record of a bundle whose every file is what the record says. Raises BundleError where that is not so, FileNotFoundError."""
     try:
-        with tarfile.open(path, "r|gz") as archive:
+        with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             files = ((member.name, archive.extractfile(member)) for member in archive)
             name, first = next(files, ("", None))
             if name != RECORD or first is None:
                 raise BundleError(f"{path} does not begin with {RECORD}")
             record = Record(**json.load(first))
             sha256 = {name: hashlib.file_digest(file, "sha256").hexdigest() for name, file in files if file is not None}  # type: ignore[arg-type]
+            while stream.read(1 << 16):  # to the checksum, which is gzip's last word
+                pass
     except FileNotFoundError:
         raise
     except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, TypeError) as error:
@@ -98,12 +101,17 @@ def mark(host: str) -> str:
     return f".{host}-"
 
 
+@cache
+def _versions(libraries: frozenset[str]) -> bytes:
+    return versions.text(libraries).encode()
+
+
 def _packed(files: Mapping[str, bytes]) -> bytes:
     """A tar.gz in which neither a clock, nor a user, nor a name of this machine is found."""
     packed = io.BytesIO()
     with (
         gzip.GzipFile(filename="", mode="wb", compresslevel=COMPRESSION, fileobj=packed, mtime=0) as stream,
-        tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as archive,
     ):
         for name, data in files.items():
             member = tarfile.TarInfo(name)

@@ -27,6 +27,8 @@ from container.manifest import Entry
 INFERENCE_SCRIPT = "inference.py"
 UNPACKED = "fleet-code-"
 """What the directories are called that hold a script which came with the work."""
+MAX_FAILED = "max_failed"
+"""The hyperparameter that decides no model."""
 LONGEST_ERROR = 500
 """Characters of an error's message that the manifest keeps."""
 
@@ -35,7 +37,7 @@ Fit = Callable[[str, pd.DataFrame, Mapping[str, Any]], Any]
 
 _turn = threading.Lock()
 _loaded: dict[str, Fit] = {}
-"""Digest of the code -> fit, for what this process has imported."""
+"""Digest of code and function -> fit, for what this process has imported."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Work:
     @cached_property
     def digest(self) -> str:
         """Of the code, and of all that decides a model beside its data: another one fits every key again."""
-        parts = [self.fit_name, repr(sorted(self.hyperparameters.items())), versions.text(self.libraries)]
+        parameters = sorted((name, value) for name, value in self.hyperparameters.items() if name != MAX_FAILED)
+        parts = [self.fit_name, repr(parameters), versions.text(self.libraries)]
         digest = sha256("\0".join(parts).encode())
         for name, content in sorted(self.code.items()):
             digest.update(b"\0%d %s\0" % (len(content), name.encode()))
@@ -163,11 +166,15 @@ def _number(name: object, value: object) -> float:
 def _load(work: Work) -> Fit:
     """fit, in a process that may never have seen the user's script: imported first, so that classes and functions are found by name."""
     with _turn:
-        if work.digest not in _loaded:
+        digest = work.digest + sha256(work.fit).hexdigest()
+        if digest not in _loaded:
             if work.script is not None:
-                user_code.import_script(_here(work))
-            _loaded[work.digest] = cloudpickle.loads(work.fit)
-        return _loaded[work.digest]
+                script = _here(work)
+                if _loaded:
+                    _forget(script.parent)
+                user_code.import_script(script)
+            _loaded[digest] = cloudpickle.loads(work.fit)
+        return _loaded[digest]
 
 
 def _here(work: Work) -> Path:
@@ -181,10 +188,16 @@ def _here(work: Work) -> Path:
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    for name, module in list(sys.modules.items()):  # a Dask worker may have had an older version of it
-        if UNPACKED in (getattr(module, "__file__", None) or ""):
-            del sys.modules[name]
     return directory / work.script.name
+
+
+def _forget(directory: Path) -> None:
+    """Modules of an older version of the code, which a Dask worker outlives: from this directory, or unpacked."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if file.startswith(f"{directory}/") or UNPACKED in file:
+            del sys.modules[name]
+    sys.path[:] = [entry for entry in sys.path if UNPACKED not in entry]
 
 
 def _told(error: BaseException) -> str:

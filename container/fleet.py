@@ -76,14 +76,15 @@ def train(
     fit: Fit,
     *,
     channel: str = "train",
+    column: str | None = None,
     directory: Path | None = None,
     settings: Settings | None = None,
 ) -> Summary:
     """Fits a model for each key that is this host's, and writes each to DIRECTORY/<key>.tar.gz, with manifest.jsonl beside them.
 
     fit(key, data, hyperparameters) returns a model, or (model, {"metric": number}). channel: has a CSV, gzipped CSV or Parquet file for
-    each key; where every host has all files, each takes its part. directory: by default
-    job.checkpoint_dir, which the platform uploads while the job runs and restores after an interruption.
+    each key; with `column`, the rows of all keys in any files, which are split by it first. Where every host has all files, each takes
+    its part. directory: by default job.checkpoint_dir, which the platform uploads while the job runs and restores after an interruption.
     The hyperparameter max_failed is the share of keys that may fail. With FLEET_DASK_SCHEDULER the fits run on that Dask cluster.
 
     Raises TrainingError for input that cannot be used, and when more keys fail than may, with the commonest causes.
@@ -96,8 +97,7 @@ def train(
     if swept:
         log.info("fleet: %d unfinished files of an earlier run were removed", swept)
     work = Work.of(fit, job.script or _source(fit), job.hyperparameters, target, mark)
-    files = _files(job, channel)
-    with Manifest(target / _manifest_name(job)) as manifest:
+    with shards.mine(job, channel, column, settings) as files, Manifest(target / _manifest_name(job)) as manifest:
         run = _Run(job, settings, work, files, manifest)
         try:
             run.go()
@@ -169,7 +169,7 @@ class _Run:
                 batch = list(islice(source, 1 if alone else self._batch_size()))
                 if not batch:
                     break
-                pending[pool.executor.submit(fitting.run, self._work, batch)] = batch
+                pending[pool.submit(fitting.run, self._work, batch)] = batch
             if not pending or self._out_of_time():
                 return lost
             done, _ = wait(pending, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
@@ -244,15 +244,8 @@ class _Cause:
     count: int = 0
 
 
-def _files(job: TrainingJob, name: str) -> dict[str, Path]:
-    """Key -> file, for the keys of this host."""
-    channel = job.channel(name)
-    found = shards.files(channel.files())
-    return found if shards.is_split_by_platform(channel) else shards.part(found, job)
-
-
 def _max_failed(job: TrainingJob) -> float:
-    value = job.hyperparameters.get("max_failed", MAX_FAILED)
+    value = job.hyperparameters.get(fitting.MAX_FAILED, MAX_FAILED)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise TrainingError(f"the hyperparameter max_failed is {value!r}; accepted is a share of the keys, 0 to 1")
     return float(value)

@@ -2,11 +2,12 @@
 
 import ctypes
 import os
+import pickle
 import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,11 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Pool:
-    """An executor, and what there is to know of it. width: how many calls run at once, now. crashes: what a future raises whose process
-    died; is_broken: whether the executor is of no use after that.
+    """Where functions are called. submit: as of an executor. width: how many calls run at once, now. crashes: what a future raises whose
+    process died; is_broken: whether the pool is of no use after that.
     """
 
-    executor: Executor
+    submit: Callable[..., Future[Any]]
     width: Callable[[], int]
     crashes: tuple[type[BaseException], ...]
     is_broken: bool
@@ -44,7 +45,7 @@ def local(plan: Plan, settings: Settings) -> Iterator[Pool]:
     variables = plan.thread_environment(settings) | {"PYTHONHASHSEED": "0"}  # in which order a set is pickled is in its bytes
     executor = loky.ProcessPoolExecutor(plan.workers, initializer=_obey, initargs=(os.getpid(),), env=variables)
     try:
-        yield Pool(executor, lambda: plan.workers, (BrokenProcessPool,), True)
+        yield Pool(executor.submit, lambda: plan.workers, (BrokenProcessPool,), True)
     finally:
         executor.shutdown(kill_workers=True)
 
@@ -71,7 +72,24 @@ def dask(scheduler: str, directory: Path, patience: float = SCHEDULER_SECONDS) -
     with client:
         _await_worker(client, scheduler, patience)
         _refuse_blind(client, directory)
-        yield Pool(client.get_executor(pure=False), lambda: max(1, sum(client.nthreads().values())), (KilledWorker,), False)
+        executor = client.get_executor(pure=False)
+        yield Pool(
+            lambda function, *arguments: executor.submit(pickle.loads, pickle.dumps(_Call(function, arguments))),
+            lambda: max(1, sum(client.nthreads().values())),
+            (KilledWorker,),
+            False,
+        )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call that is made where it is unpickled: in the worker. A Dask scheduler, which looks into a task, need not know this package."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.function, self.arguments
 
 
 def _await_worker(client: Any, scheduler: str, patience: float) -> None:

@@ -1,17 +1,42 @@
-"""Which keys are this host's, and the file of each: what a channel holds, or this host's part of it. Reads no file."""
+"""Which keys are this host's, and the file of each: what a channel holds, or this host's part of it."""
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from container import keys
+from container.settings import Settings
 from container.training_job import Channel, TrainingError, TrainingJob
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 """Of the files that hold a key's rows; what stands before is the key."""
+
+
+@contextmanager
+def mine(job: TrainingJob, name: str, column: str | None, settings: Settings) -> Iterator[dict[str, Path]]:
+    """Key -> file, for the keys of this host. column: what the rows of the channel's files are split by; None for one file a key.
+
+    Raises TrainingError for a channel that cannot be used so. What was split is gone after the block.
+    """
+    channel = job.channel(name)
+    if column is None:
+        found = files(channel.files())
+        yield found if is_split_by_platform(channel) else part(found, job)
+        return
+    if len(job.hosts) > 1 and is_split_by_platform(channel):
+        raise TrainingError(
+            f"channel {name!r} is ShardedByS3Key, so the rows of one key may be on several hosts: use FullyReplicated, "
+            "or split the files before the job (python -m container.prepare split)"
+        )
+    if settings.dask_scheduler:
+        raise TrainingError(f"Dask workers do not see what this host splits: split the files of channel {name!r} before the job")
+    with tempfile.TemporaryDirectory(prefix="fleet-split-") as directory:
+        yield part(_split(channel, column, Path(directory)), job)
 
 
 def files(paths: Iterable[Path]) -> dict[str, Path]:
@@ -48,6 +73,19 @@ def part(found: Mapping[str, Path], job: TrainingJob) -> dict[str, Path]:
     hosts = sorted(job.hosts)
     rank = hosts.index(job.current_host)
     return {key: path for key, path in found.items() if _number(key) % len(hosts) == rank}
+
+
+def _split(channel: Channel, column: str, directory: Path) -> dict[str, Path]:
+    """The rows of each key in a file of its own. Parquet keeps its types."""
+    from container import prepare, rows
+
+    is_parquet = channel.files()[0].suffix == ".parquet"
+    try:
+        summary = prepare.split(channel.path, directory, column, suffix=".parquet" if is_parquet else ".csv")
+    except rows.InputError as error:
+        raise TrainingError(f"channel {channel.name!r} cannot be split: {error}") from None
+    log.info("fleet: split by %s: %s", column, summary.line())
+    return files(directory.iterdir())
 
 
 def _key(path: Path, suffix: str) -> str:

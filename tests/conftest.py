@@ -11,7 +11,7 @@ import pytest
 
 from container.settings import Settings
 
-OURS = ("SAGEMAKER_", "MODEL_SERVER_", "SM_", "TRAINING_JOB_")
+OURS = ("SAGEMAKER_", "MODEL_SERVER_", "SM_", "TRAINING_JOB_", "FLEET_")
 
 
 @pytest.fixture(autouse=True)

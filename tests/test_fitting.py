@@ -1,0 +1,164 @@
+"""One key: its rows, the user's fit, what is told of an error."""
+
+import gzip
+import random
+import sys
+from functools import partial
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pytest
+
+from container import fitting, user_code
+from container.errors import StartupError
+from container.fitting import Work
+
+
+class Model:
+    def __init__(self, value: object = None) -> None:
+        self.value = value
+
+    def predict(self, rows):
+        return rows
+
+
+@pytest.fixture
+def one(tmp_path):
+    """Fits one key with a function of this file; returns its entry."""
+
+    def fit(function, text="x,y\n1,2\n3,4\n", name="a.csv"):
+        path = tmp_path / name
+        if text is not None:
+            path.write_text(text)
+        work = Work.of(function, None, {"alpha": 1}, tmp_path, ".algo-1-")
+        [entry], _ = fitting.run(work, [("a", path)])
+        return entry
+
+    return fit
+
+
+def test_fit_gets_key_rows_and_hyperparameters(one):
+    def fit(key, data, hyperparameters):
+        assert (key, data.to_dict("list"), hyperparameters) == ("a", {"x": [1, 3], "y": [2, 4]}, {"alpha": 1})
+        return Model()
+
+    entry = one(fit)
+    assert (entry.error, entry.rows, entry.file) == (None, 2, "a.tar.gz")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b"id,y\n007,1.5\n007,2.5\n"),
+        ("a.csv.gz", gzip.compress(b"id,y\n007,1.5\n007,2.5\n")),
+    ],
+)
+def test_csv(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert fitting.table(tmp_path / name, content).y.tolist() == [1.5, 2.5]
+
+
+def test_parquet_keeps_its_types(tmp_path):
+    path = tmp_path / "a.parquet"
+    duckdb.sql(f"COPY (SELECT DATE '2024-01-01' + i::INTEGER AS day, '007' AS id, i * 1.5 AS y FROM range(3) r(i)) TO '{path}'")
+    found = fitting.table(path, path.read_bytes())
+    assert found.day.tolist() == list(pd.date_range("2024-01-01", periods=3))
+    assert found.id.tolist() == ["007"] * 3
+    assert found.y.astype(float).tolist() == [0, 1.5, 3]
+
+
+def raising(error: BaseException):
+    def fit(key, data, hyperparameters):
+        raise error
+
+    return fit
+
+
+@pytest.mark.parametrize(
+    ("fit", "error"),
+    [
+        (raising(ValueError("no\n such")), "ValueError: no such (test_fitting.py:"),
+        (raising(SystemExit(3)), "SystemExit: 3 ("),
+        (raising(MemoryError()), "MemoryError ("),
+        (raising(KeyError("x" * 2000)), "KeyError: 'xxx"),
+        (lambda key, data, hyperparameters: None, "TypeError: fit returned None; a model was expected"),
+        (lambda key, data, hyperparameters: {"a": 1}, "TypeError: fit returned dict, which has no predict, and there is no inference.py"),
+        (lambda key, data, hyperparameters: (Model(), {"mae": "low"}), "TypeError: fit returned 'low' as metric 'mae'; a number"),
+        (lambda key: None, "TypeError: "),
+    ],
+)
+def test_an_error_is_told_with_its_line(one, fit, error):
+    entry = one(fit)
+    assert entry.error.startswith(error)
+    assert len(entry.error) < 700
+    assert entry.file is None
+
+
+@pytest.mark.parametrize(("text", "error"), [("", "EmptyDataError: "), (None, "FileNotFoundError: "), ('x,y\n"1,2\n', "ParserError: ")])
+def test_input_that_cannot_be_read_is_the_keys_error(one, text, error):
+    entry = one(lambda key, data, hyperparameters: Model(), text)
+    assert entry.error.startswith(error)
+    assert (entry.rows, entry.seconds) == (None, None)
+
+
+@pytest.mark.parametrize("made", [(1, 2), (Model(), 3)])
+def test_a_tuple_without_metrics_is_a_model_itself(one, made):
+    assert one(lambda key, data, hyperparameters: made).error.startswith("TypeError: fit returned tuple, which has no predict")
+
+
+def test_what_is_random_follows_from_the_key(tmp_path):
+    (tmp_path / "a.csv").write_text("x\n1\n")
+
+    def fit(key, data, hyperparameters):
+        return Model((random.random(), np.random.rand()))
+
+    digests = []
+    for state in (1, 2):
+        random.seed(state)
+        np.random.seed(state)
+        (tmp_path / str(state)).mkdir()
+        [entry], _ = fitting.run(Work.of(fit, None, {}, tmp_path / str(state), "."), [("a", tmp_path / "a.csv")])
+        digests.append(entry.sha256)
+    assert digests[0] == digests[1]
+    assert digests[0] is not None
+
+
+def test_a_partial_is_a_fit(one):
+    def fit(offset, key, data, hyperparameters):
+        return Model(offset)
+
+    assert one(partial(fit, 7)).error is None
+
+
+SCRIPT = "from helper import VALUE\nclass M:\n    value = VALUE\ndef fit(key, data, hyperparameters): return M()\n"
+
+
+def on_another_machine(work: Work) -> Work:
+    """Where the script's directory is not."""
+    assert work.script is not None
+    return Work(**{**vars(work), "script": Path("/nowhere") / work.script.name})
+
+
+def test_code_comes_with_the_work_where_it_is_not(tmp_path, script, monkeypatch):
+    monkeypatch.setattr(fitting, "_loaded", {})
+    for value in (1, 2):  # the second time in a process that has had the first
+        script(f"VALUE = {value}", "helper.py")
+        path = script(SCRIPT, "training.py").base_dir / "training.py"
+        (tmp_path / "inference.py").write_text("")
+        (tmp_path / "a.csv").write_text("x\n1\n")
+        for name in ("helper", "training"):
+            sys.modules.pop(name, None)
+        work = on_another_machine(Work.of(user_code.import_script(path).fit, path, {}, tmp_path, "."))
+        fit = fitting._load(work)
+        assert fit("a", None, {}).value == value
+        assert fitting.UNPACKED in fit.__code__.co_filename
+
+
+def test_a_script_that_cannot_be_imported_is_said_by_name(tmp_path):
+    path = tmp_path / "training.py"
+    path.write_text("import nothing_of_this_name\n")
+    work = Work.of(raising(ValueError()), path, {}, tmp_path, ".")
+    with pytest.raises(StartupError, match="imports nothing_of_this_name, which is not installed"):
+        fitting.run(work, [])

@@ -1,0 +1,271 @@
+"""fleet.train in this process: what is fitted, what a failure does, what the next run finds, how it stops. tests/live has the processes."""
+
+import pickle
+import re
+import sys
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from container import bundles, fleet, manifest, training
+from container.pools import Pool
+from container.settings import Settings
+from tests import fleets
+
+
+class Died(Exception):
+    """In the place of the pool's own."""
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """Where the platform's files are; what a job imports from below is forgotten afterwards."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    modules = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - modules:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
+def pools(monkeypatch):
+    """Calls are made here, at once. Returns the batches of each pool that was opened; `deadly` keys end it, as a crash would."""
+    opened = []
+
+    @contextmanager
+    def local(plan, settings):
+        monkeypatch.setattr("container.fitting._loaded", {})  # a process of a pool is new
+        batches: list[list[str]] = []
+        opened.append(batches)
+        dead: list[object] = []
+
+        def submit(function, work, batch):
+            batches.append([key for key, _ in batch])
+            future: Future = Future()
+            if dead or any(key in DEADLY for key, _ in batch):
+                dead.append(batch)
+                future.set_exception(Died("The exit codes of the workers are {SIGKILL(-9)}"))
+            else:
+                future.set_result(function(pickle.loads(pickle.dumps(work)), batch))
+            return future
+
+        yield Pool(submit, lambda: plan.workers, (Died,), True)
+
+    monkeypatch.setattr("container.pools.local", local)
+    monkeypatch.setattr(fleet, "BATCH_SECONDS", 1000.0)
+    yield opened
+    DEADLY.clear()
+
+
+DEADLY: set[str] = set()
+
+
+def run(base, script=fleets.SCRIPT, keys=5, **changes):
+    """A job in this process: exit code, failure text, entries by key."""
+    fleets.write(base, keys, script, **changes)
+    code = training.run(Settings(base_dir=base, workers=2))
+    failure = base / "output/failure"
+    found = base / "checkpoints/manifest.jsonl"
+    entries = {entry.key: entry for entry in manifest.read(found)} if found.exists() else {}
+    return code, failure.read_text() if failure.exists() else "", entries
+
+
+def test_each_key_has_an_artifact_and_a_line(base):
+    code, failure, entries = run(base)
+    assert (code, failure) == (0, "")
+    assert sorted(fleets.artifacts(base)) == [f"c{number}.tar.gz" for number in range(5)]
+    assert [(entry.key, entry.rows, entry.metrics, entry.file) for entry in entries.values()] == [
+        (f"c{number}", 2, {"slope": number + 0.5}, f"c{number}.tar.gz") for number in range(5)
+    ]
+    assert (base / "model/manifest.jsonl").read_bytes() == (base / "checkpoints/manifest.jsonl").read_bytes()
+
+
+def test_the_artifact_has_the_code_that_serves_it(base):
+    run(base, keys=1)
+    record = bundles.read(base / "checkpoints/c0.tar.gz")
+    assert sorted(record.sha256) == ["code/inference.py", "code/line.py", "code/training.py", "model.joblib", "versions.json"]
+
+
+def test_what_is_finished_is_not_made_again(base, caplog):
+    caplog.set_level("INFO")
+    _, _, before = run(base)
+    bytes_before = fleets.artifacts(base)
+    _, _, after = run(base)
+    assert after == before, "seconds too"
+    assert fleets.artifacts(base) == bytes_before
+    assert "5 of them found finished" in caplog.text
+
+
+def test_artifacts_without_a_manifest_are_found(base, caplog):
+    caplog.set_level("INFO")
+    _, _, before = run(base)
+    (base / "checkpoints/manifest.jsonl").unlink()
+    _, _, after = run(base)
+    assert [entry.sha256 for entry in after.values()] == [entry.sha256 for entry in before.values()]
+    assert "5 of them found finished" in caplog.text
+
+
+def changed_helper(base):
+    return {"script": fleets.SCRIPT + "\n# changed\n"}
+
+
+def broken_artifact(base):
+    path = base / "checkpoints/c1.tar.gz"
+    path.write_bytes(path.read_bytes()[:-9])
+    return {}
+
+
+def removed_artifact(base):
+    (base / "checkpoints/c1.tar.gz").unlink()
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("change", "fitted"),
+    [
+        (lambda base: {}, 0),
+        (lambda base: {"max_failed": 0.5}, 0),
+        (broken_artifact, 1),
+        (removed_artifact, 1),
+        (changed_helper, 5),
+        (lambda base: {"alpha": 1}, 5),
+    ],
+)
+def test_what_has_changed_is_made_again(base, caplog, change, fitted):
+    caplog.set_level("INFO")
+    run(base)
+    changes = change(base)
+    caplog.clear()
+    code, _, _ = run(base, **changes)
+    assert code == 0
+    expected = f"{5 - fitted} of them found finished" if fitted < 5 else "5 of 5 done, 0 failed"
+    assert expected in caplog.text
+
+
+def test_changed_input_is_fitted_again(base, caplog):
+    caplog.set_level("INFO")
+    run(base)
+    fleets.put(base / "input/data/train/c1.csv", "x,y\n1,9\n")
+    training.run(Settings(base_dir=base))
+    assert "4 of them found finished" in caplog.text
+    assert bundles.read(base / "checkpoints/c1.tar.gz").metrics == {"slope": 9}
+
+
+def test_unfinished_files_of_a_killed_run_are_removed(base):
+    fleets.put(base / "checkpoints/.algo-1-x.unfinished", "half")
+    run(base)
+    assert not [name for name in fleets.artifacts(base) if name.startswith(".")]
+
+
+FAILS = fleets.SCRIPT.replace(
+    "    slope =",
+    """    number = int(key[1:])
+    if number in hyperparameters.get("bad", []):
+        raise ValueError(f"no {key}")
+    if number in hyperparameters.get("none", []):
+        return None
+    slope =""",
+)
+
+
+def test_one_key_that_fails_fails_alone(base):
+    code, _, entries = run(base, FAILS, keys=10, bad=[3])
+    assert code == 0
+    assert entries["c3"].error == "ValueError: no c3 (training.py:8 in fit)"
+    assert (entries["c3"].rows, entries["c3"].file) == (2, None)
+    assert len(fleets.artifacts(base)) == 9
+
+
+def test_too_many_failures_fail_the_job_with_the_commonest_causes(base):
+    code, failure, _ = run(base, FAILS, keys=10, bad=[1, 3, 4], none=[2], max_failed=0.3)
+    assert code == 1
+    first, *causes = failure.splitlines()
+    assert re.fullmatch(r"4 of 10 keys failed \(\d+ were tried\), which is more than max_failed=0.3 allows:", first)
+    assert causes[0] == "3 x ValueError: no c1 (training.py:8 in fit), as 'c1'"
+    assert causes[1].startswith("1 x TypeError: fit returned None; a model was expected, or (model, {'metric': number})")
+
+
+@pytest.mark.parametrize(("share", "code"), [(0, 1), (0.1, 1), (0.2, 0), (1, 0)])
+def test_max_failed_is_a_share_of_the_keys(base, share, code):
+    assert run(base, FAILS, keys=10, bad=[0, 9], max_failed=share)[0] == code
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True, "many", None])
+def test_max_failed_that_is_no_share_is_refused(base, value):
+    code, failure, _ = run(base, max_failed=value)
+    assert code == 1
+    assert f"max_failed is {value!r}; accepted is a share of the keys, 0 to 1" in failure
+
+
+def test_a_process_that_dies_takes_only_the_guilty_key(base, pools):
+    DEADLY.add("c4")
+    code, _, entries = run(base, keys=20)
+    assert code == 0
+    assert entries["c4"].error == (
+        "ProcessDied: the process that fitted it died, exit code SIGKILL(-9); SIGKILL is most often for want of memory (outside of Python)"
+    )
+    assert len(fleets.artifacts(base)) == 19
+    assert all(len(batch) == 1 for batches in pools[1:-1] for batch in batches), "one by one"
+
+
+def test_hosts_take_their_part(base):
+    hosts = ("algo-1", "algo-2")
+    done = []
+    for host in hosts:
+        code, _, _ = run(base / host, keys=12, hosts=hosts, host=host)
+        assert code == 0
+        assert (base / host / "model" / f"manifest-{host}.jsonl").exists()
+        done.append({name for name in fleets.artifacts(base / host) if name.endswith(".tar.gz")})
+    assert not done[0] & done[1]
+    assert len(done[0] | done[1]) == 12
+
+
+STOPS = fleets.SCRIPT.replace(
+    "    slope =",
+    """    if key == "c3":
+        import os, signal
+        os.kill(os.getpid(), signal.SIGTERM)
+    slope =""",
+)
+
+
+def test_a_stop_ends_what_is_in_flight_and_begins_nothing(base, monkeypatch):
+    monkeypatch.setattr(fleet, "BATCH_SECONDS", 0.0)
+    code, failure, entries = run(base, STOPS, keys=12)
+    assert (code, failure) == (0, "")
+    assert 3 <= len(entries) < 12
+    assert sorted(fleets.artifacts(base)) == sorted(str(entry.file) for entry in entries.values())
+    code, _, entries = run(base, keys=12)
+    assert len(entries) == 12
+
+
+def test_a_script_that_cannot_be_imported_there_fails_the_job(base, monkeypatch):
+    code, failure, _ = run(base, "import nothing_of_this_name\ndef train_fn(job): ...\n")
+    assert code == 1
+    assert "nothing_of_this_name" in failure
+
+
+CLOSURE = """
+from container import fleet
+
+class Constant:
+    def __init__(self, value):
+        self.value = value
+    def predict(self, rows):
+        return self.value
+
+def train_fn(job):
+    offset = 7
+    summary = fleet.train(job, lambda key, data, hyperparameters: Constant(offset), directory=job.model_dir)
+    print(summary.keys, summary.made, summary.stopped, summary.directory == job.model_dir)
+"""
+
+
+def test_fit_may_be_any_function_and_the_place_any_directory(base, capsys):
+    code, _, _ = run(base, CLOSURE)
+    assert code == 0
+    assert "5 5 False True" in capsys.readouterr().out
+    assert len(list((base / "model").glob("*.tar.gz"))) == 5
