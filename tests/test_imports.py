@@ -12,6 +12,7 @@ UPWARDS = [
     *("settings", "message", "logs", "events", "errors", "namespace", "registry", "keys"),
     *("media", "arrays", "decoding", "encoding", "codecs"),
     *("resources", "artifact", "metrics", "user_code", "versions", "predictor", "batching"),
+    *("rows", "pieces", "parquet", "prepare"),
     *("memory", "exchange", "status", "proxy", "peers", "isolation", "preload", "app", "models", "multi_app"),
     *("worker", "gunicorn_conf", "supervisor", "serving"),
     *("training_job", "training_script", "training"),

@@ -1,0 +1,114 @@
+"""Parquet files through DuckDB: split by a column in bounded memory, and made of CSV files. The only module that imports DuckDB here."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from container import keys
+from container.rows import LONGEST_ROW, Bad, InputError
+
+WRITERS = {
+    ".csv": "FORMAT csv, HEADER",
+    ".csv.gz": "FORMAT csv, HEADER, COMPRESSION gzip",
+    ".parquet": "FORMAT parquet",
+}
+NAMED = 10
+"""Rows named of each key that makes no file's name; the rest are counted."""
+
+NUMBER = '"%number"'
+"""The column of the rows' order while they are sorted."""
+
+THREAD = 128 << 20
+"""Bytes that DuckDB wants for each thread."""
+
+
+@contextmanager
+def engine(directory: Path, memory: int, cpus: int) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB whose tables, and what does not fit into `memory` bytes, are in a directory. Raises InputError for what goes wrong in it."""
+    directory.mkdir()
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": f"{memory * 4 // 5 >> 20}MiB",  # what it takes beside this was up to a tenth of it
+        "temp_directory": str(directory),
+        "threads": max(1, min(cpus, memory // THREAD)),
+        "autoinstall_known_extensions": False,  # nothing is fetched: a job may have no network
+    }
+    try:
+        with duckdb.connect(directory / "tables.duckdb", config=config) as connection:
+            connection.execute("SET enable_progress_bar = false")  # it would print among our lines
+            yield connection
+    except duckdb.OutOfMemoryException as error:
+        raise InputError(f"{memory >> 20} MB for DuckDB are too few for these rows, give --memory more: {_first_line(error)}") from error
+    except duckdb.Error as error:
+        raise InputError(f"DuckDB cannot go on: {_first_line(error)}") from error
+
+
+def columns(connection: duckdb.DuckDBPyConnection, file: Path) -> tuple[tuple[str, str], ...]:
+    """(name, type) of each column of a Parquet file."""
+    found = connection.execute(f"DESCRIBE FROM {_reader([file])}").fetchall()
+    return tuple((name, kind) for name, kind, *_ in found)
+
+
+def split(
+    connection: duckdb.DuckDBPyConnection, files: Sequence[Path], column: str, target: Path, suffix: str, reject: Callable[[Bad, int], None]
+) -> tuple[int, int]:
+    """Writes the rows of each key into a file of its own, in their order. Returns (rows, keys) that were written.
+
+    A key is the text of a value. Rows whose key makes no file's name go to `reject`, some of them named: (one of them, how many it
+    stands for). The input is sorted once, on disk where it is larger than memory; then each key is one stretch of the table.
+    """
+    key = f"CAST({_identifier(column)} AS VARCHAR)"
+    numbered = f"SELECT *, row_number() OVER () AS {NUMBER} FROM {_reader(files)}"  # noqa: S608 - names are quoted, here and below
+    connection.execute(f"CREATE TABLE sorted AS SELECT * EXCLUDE {NUMBER} FROM ({numbered}) ORDER BY {key}, {NUMBER}")  # noqa: S608
+    groups = connection.execute(f"SELECT {key}, min(rowid), max(rowid) FROM sorted GROUP BY 1 ORDER BY 2").fetchall()  # noqa: S608
+    rows = written = 0
+    for value, first, last in groups:
+        try:
+            path = target / f"{keys.file_name(value or '')}{suffix}"
+        except ValueError as error:
+            named = list(_where(connection, files, key, value, str(error)))
+            for bad in named[:-1]:
+                reject(bad, 1)
+            reject(named[-1], last - first + 2 - len(named))
+            continue
+        source = f"SELECT * FROM sorted WHERE rowid BETWEEN {first} AND {last}"  # noqa: S608
+        connection.execute(f"COPY ({source}) TO {_literal(path)} ({WRITERS[suffix]}, USE_TMP_FILE false)")
+        rows += last - first + 1
+        written += 1
+    return rows, written
+
+
+def of_csv(connection: duckdb.DuckDBPyConnection, file: Path, names: Sequence[str], target: Path) -> None:
+    """Writes the rows of a good CSV file as Parquet: every value is the text that it was, an empty one is null."""
+    types = ", ".join(f"{_literal(name)}: 'VARCHAR'" for name in names)
+    options = f"header=true, auto_detect=false, delim=',', quote='\"', escape='\"', strict_mode=false, max_line_size={2 * LONGEST_ROW}"
+    source = f"FROM read_csv({_literal(file)}, columns={{{types}}}, {options}, parallel=false)"
+    connection.execute(f"COPY ({source}) TO {_literal(target)} ({WRITERS['.parquet']}, USE_TMP_FILE false)")
+
+
+def _where(connection: duckdb.DuckDBPyConnection, files: Sequence[Path], key: str, value: str | None, why: str) -> Iterator[Bad]:
+    """The first rows with a key, at most NAMED."""
+    left = NAMED
+    for file in files:
+        numbered = f"SELECT {key} AS key, row_number() OVER () AS number FROM {_reader([file])}"  # noqa: S608
+        query = f"SELECT number FROM ({numbered}) WHERE key IS NOT DISTINCT FROM ? ORDER BY 1 LIMIT {left}"  # noqa: S608
+        for (number,) in connection.execute(query, [value]).fetchall():
+            yield Bad(str(file), number, why, value or "")
+            left -= 1
+
+
+def _reader(files: Sequence[Path]) -> str:
+    return f"read_parquet([{', '.join(map(_literal, files))}], hive_partitioning=false)"
+
+
+def _literal(value: Path | str) -> str:
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
