@@ -24,10 +24,12 @@ MARGIN = 48 * 2**20
 class Budget:
     """The memory that this container may still use, shared by all shards.
 
-    reserved: bytes that each shard has put a hand on, in shared memory. free: bytes left as the kernel counts; for tests.
+    reserved: bytes that each shard has put a hand on, in shared memory. free: bytes left as the kernel counts; for tests, as is total,
+    the bytes of memory that there are in all.
     """
 
-    def __init__(self, reserved: Any, slot: int, lock: Path, free: Any = None) -> None:
+    def __init__(self, reserved: Any, slot: int, lock: Path, free: Any = None, total: int = 0) -> None:
+        self.total = total or resources.granted().memory
         self._reserved, self._slot, self._lock = reserved, slot, lock
         self._free = free or resources.available
         reserved[slot] = 0  # what a predecessor had reserved died with it

@@ -36,12 +36,14 @@ ROOM = 24 * 2**20
 """Bytes that any load may take of this process: the stack of a new thread alone is 8 MB."""
 GROWTH = 3
 """What a model takes in memory at most, in bytes for each byte of its artifact; unless it is measured."""
+LARGE = 8
+"""A model that may take 1/LARGE of all memory is worth a trial, where it might not fit: for a smaller one, others make room sooner."""
 MINIMUM = 64 * 1024
 """Bytes that any model takes besides its artifact."""
 WORTH_RETURNING = 2**20
-"""So many bytes of artifacts are unloaded between two looks for what they left behind, which take milliseconds."""
+"""So many bytes may be left behind by models that are gone before they are looked for, which takes a tenth of a second."""
 RESIDUE = 8 * 1024
-"""Bytes that a model may leave behind besides its artifact."""
+"""Bytes that a model may leave behind, whatever it gave back."""
 TRIAL_SECONDS = 300.0
 """How long a load may take whose memory is measured; the platform waits 360 s for this and the load itself."""
 OUT_OF_MEMORY = b"-"
@@ -159,9 +161,12 @@ class Models:
         self.changes += 1
         if model is not None:
             self._await_idle(model)
-            size, close = model.bytes, model.endpoint.predictor.close
+            size, close, before = model.bytes, model.endpoint.predictor.close, resources.written()
             del model
             close()
+            if size > SMALL:
+                memory.give_back()
+                size -= min(size, max(0, before - resources.written()))
             self._reclaim(size)
         return url
 
@@ -169,10 +174,10 @@ class Models:
         """The models that were used last, `most` of them."""
         return list(itertools.islice(reversed(self._models.values()), most))
 
-    def _load(self, name: str, url: str, before: Model | None = None) -> None:
-        """before: the same model, whose process has ended."""
+    def _load(self, name: str, url: str, predecessor: Model | None = None) -> None:
+        """predecessor: the same model, whose process has ended."""
         loading = self._loading[name] = _Loading(url)
-        known, size = name in self._ledger.models, 0
+        known, before = name in self._ledger.models, resources.written()
         try:
             started = time.perf_counter()
             directory = _directory(name, url)
@@ -185,12 +190,12 @@ class Models:
                 del loaded
                 raise
             model = Model(name, url, Endpoint(self._settings, loaded), size, time.perf_counter() - started)
-            if before is not None:
-                model.loads, model.hits, model.last_use = before.loads + 1, before.hits, before.last_use
+            if predecessor is not None:
+                model.loads, model.hits, model.last_use = predecessor.loads + 1, predecessor.hits, predecessor.last_use
             self._models[name] = model
             self.changes += 1
         except BaseException as error:
-            self._reclaim(size)
+            self._reclaim(max(0, resources.written() - before))
             loading.error = ClientError(str(error)) if isinstance(error, StartupError) else error
             if known and (loading.unwanted or isinstance(error, StartupError)):
                 self._ledger.remove(name)
@@ -214,7 +219,7 @@ class Models:
 
     def _load_within_budget(self, name: str, directory: Path, size: int) -> Predictor:
         needed = size * GROWTH + MINIMUM
-        if needed <= self._budget.left() // 4:
+        if not self._is_worth_a_trial(size, needed):
             try:
                 with self._budget.reserve(needed, f"model {name!r}", SHARE) as held, self._bound.on(max(held, ROOM)):
                     return self._load_now(directory, size)
@@ -225,6 +230,11 @@ class Models:
                 return self._load_now(directory, size)
         except MemoryError as error:
             raise InsufficientStorage(f"model {name!r} ran out of memory while it was being loaded") from error
+
+    def _is_worth_a_trial(self, size: int, needed: int) -> bool:
+        """Whether to find out what a load takes before anything is said. A trial without a chance would cost all others their caches."""
+        left, total = self._budget.left(), self._budget.total
+        return left < needed and needed > total // LARGE and (size <= left or left > total // 2)
 
     def _load_now(self, directory: Path, size: int) -> Predictor:
         has_code = user_code.find(self._settings, model_dir=directory) is not None
@@ -253,7 +263,10 @@ class Models:
         return result
 
     def _reclaim(self, size: int) -> None:
-        """What a model leaves may hang in cycles, and what is freed stays with the C library: both are looked for once it may be much."""
+        """What a model leaves may hang in cycles, and what is freed stays with the C library: both are looked for once it may be much.
+
+        size: bytes that it has not given back, as far as anybody knows.
+        """
         self._owed += size + RESIDUE
         if self._owed >= WORTH_RETURNING:
             self._owed = 0
@@ -316,9 +329,9 @@ def _trial(load: Callable[[Path], Predictor], directory: Path, writing: int) -> 
         os.closerange(writing + 1, os.sysconf("SC_OPEN_MAX"))
         memory.be_killed_first()
         memory.Bound.off()
-        before = resources.private()
+        before = resources.written()
         kept = _clear_of_memory(load, directory)
-        os.write(writing, b"%d" % max(0, resources.private() - before))
+        os.write(writing, b"%d" % max(0, resources.written() - before))
         del kept
     except MemoryError:
         os.write(writing, OUT_OF_MEMORY)

@@ -27,8 +27,8 @@ INVOKE_SECONDS = 70.0
 """How long an answer is waited for: more than the 60 s that a prediction may take."""
 LOAD_SECONDS = 360.0
 """How long a load or an unload may take, and how long room is made for a load."""
-TRIES = 3
-"""How often a request is sent to a model that was not there, or that ran out of memory."""
+TRIES = 8
+"""How often a request is sent to a model that was not there, or that ran out of memory; others make room in between."""
 LOADED = (HTTPStatus.OK, HTTPStatus.CONFLICT)
 UNLOADED = (HTTPStatus.OK, HTTPStatus.NOT_FOUND)
 NO_ROOM = HTTPStatus.INSUFFICIENT_STORAGE

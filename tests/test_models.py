@@ -65,10 +65,10 @@ class Loader:
 class Shard:
     """Models over a loader of the test's, and their artifacts."""
 
-    def __init__(self, directory, free=1 << 40):
+    def __init__(self, directory, free=1 << 40, total=1 << 40):
         self.directory, self.load = directory, Loader()
         self.ledger = Ledger(directory / "models-0.jsonl")
-        self.budget = Budget(memoryview(array("q", [0])), 0, directory / "lock", lambda: free)
+        self.budget = Budget(memoryview(array("q", [0])), 0, directory / "lock", lambda: free, total)
         self.models = Models(Settings(base_dir=directory), self.ledger, self.budget, self.load)
 
     def artifact(self, name, size=10):
@@ -259,14 +259,30 @@ def test_a_url_that_is_no_directory(shard, url):
     assert one.load.begun == one.listed() == []
 
 
-def test_without_room_a_load_is_not_begun(shard, monkeypatch):
-    monkeypatch.setattr(module, "measure", lambda *arguments: 300 << 20)
-    one = shard(free=(100 << 20) + MARGIN)
-    one.put("small")
-    with pytest.raises(InsufficientStorage, match=r"^model 'big' needs about 300 MB of memory, and 100 MB are left$"):
-        one.put("big", 10 << 20)
-    assert one.load.begun == ["small"]
-    assert one.listed() == ["small"]
+@pytest.mark.parametrize(
+    ("left", "size", "tried", "refusal"),
+    [
+        (100, 33, False, None),
+        (100, 40, False, "about 121 MB of memory, and 100 MB are left"),
+        (100, 50, True, None),
+        (100, 90, True, "about 108 MB of memory, and 100 MB are left"),
+        (100, 150, False, "about 451 MB of memory, and 100 MB are left"),
+        (700, 750, True, "about 900 MB of memory, and 700 MB are left"),
+    ],
+    ids=["fits", "does not", "may", "may, but does not", "has no chance", "may, if it is not all read"],
+)
+def test_only_what_is_large_and_may_fit_is_tried_before_it_is_refused(shard, monkeypatch, left, size, tried, refusal):
+    """In MB, of 1,000 in all; a load takes 1.2 times its artifact here."""
+    trials = []
+    monkeypatch.setattr(module, "artifact_bytes", lambda directory: size << 20)
+    monkeypatch.setattr(module, "measure", lambda *arguments: trials.append(size) or (size << 20) * 12 // 10)
+    one = shard(free=(left << 20) + MARGIN, total=1000 << 20)
+    if refusal is None:
+        one.put("a")
+    else:
+        with pytest.raises(InsufficientStorage, match=f"^model 'a' needs {refusal}$"):
+            one.put("a")
+    assert (bool(trials), one.load.begun, one.listed()) == (tried, *([["a"], ["a"]] if refusal is None else [[], []]))
 
 
 def test_a_model_that_cannot_be_put_on_the_list_is_not_there(shard, monkeypatch):
@@ -394,6 +410,27 @@ def test_what_models_leave_in_cycles_is_collected_by_the_megabyte(shard):
     one.put("big", 2 << 20)
     one.models.unload("big")
     assert [trace() for trace in traces] == [None, None]
+
+
+@pytest.mark.parametrize(("kept", "looked_for"), [(0, False), (1 << 19, False), (2 << 20, True), (3 << 20, True)])
+def test_what_has_given_its_memory_back_is_not_looked_for(shard, monkeypatch, kept, looked_for):
+    """A full collection takes a tenth of a second, in which nobody is answered."""
+    written, collections = [3 << 20], []
+    monkeypatch.setattr(module.resources, "written", lambda: written[-1])
+    monkeypatch.setattr(module.memory, "give_back", lambda: written.append(kept))
+    monkeypatch.setattr(module.memory, "collect", lambda: collections.append(1))
+    one = shard()
+    one.put("a", 3 << 20)
+    one.models.unload("a")
+    assert bool(collections) == looked_for
+
+
+def test_a_load_that_is_not_begun_leaves_nothing_to_look_for(shard, monkeypatch):
+    monkeypatch.setattr(module.memory, "collect", lambda: pytest.fail("it was looked for"))
+    one = shard(free=MARGIN)
+    for _ in range(20):
+        with pytest.raises(InsufficientStorage):
+            one.put("a", 3 << 20)
 
 
 @pytest.mark.parametrize(("size", "code", "here"), [(10, False, True), (module.SMALL + 1, False, False), (10, True, False)])

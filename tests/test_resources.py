@@ -1,5 +1,6 @@
 """CPUs and memory out of made-up cgroup trees, and the plan that follows from them."""
 
+import mmap
 import os
 import subprocess
 import sys
@@ -167,4 +168,15 @@ def test_memory_of_a_process_that_is_and_of_one_that_was():
     assert resources.rss() > 10 * MEGABYTE
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
-    assert resources.rss(ended.pid) == 0
+    assert resources.rss(ended.pid) == resources.written(ended.pid) == 0
+
+
+def test_what_was_written_is_told_from_what_is_a_files(tmp_path):
+    (tmp_path / "file").write_bytes(b"x" * (20 * MEGABYTE))
+    before = resources.written()
+    with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert mapped.find(b"y") == -1, "all of it is read"
+        assert abs(resources.written() - before) < 5 * MEGABYTE
+    written = bytearray(b"x") * (20 * MEGABYTE)
+    assert 15 * MEGABYTE < resources.written() - before < 30 * MEGABYTE
+    del written
