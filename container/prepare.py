@@ -14,7 +14,7 @@ from shutil import rmtree
 from container import resources, rows
 from container.pieces import Pieces
 from container.rows import Bad, InputError
-from container.settings import Settings
+from container.settings import Settings, SettingsError
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 LEAST_MEMORY = 128
@@ -62,7 +62,11 @@ class Summary:
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m container.prepare`: returns the exit code, 1 if the split failed, with the reason in one line and as ExitMessage."""
     options = _options(arguments)
-    settings = Settings.read()
+    try:
+        settings = Settings.read()
+    except SettingsError as error:
+        print(f"split failed: {error}", file=sys.stderr)
+        return 1
     try:
         _refuse_several_hosts(settings.base_dir / "config" / "resourceconfig.json")
         summary = split(

@@ -60,11 +60,11 @@ class Batch(NamedTuple):
 
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
-    """An open CSV file; a name that ends in .gz is decompressed. Raises InputError for what goes wrong in it."""
+    """An open CSV file; a name that ends in .gz is decompressed. Raises InputError for a broken archive."""
     try:
         with cast(BinaryIO, gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")) as stream:
             yield stream
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:  # no other OSError: it may be of what the caller writes meanwhile
         raise InputError(f"{path} cannot be read: {error}") from error
 
 

@@ -1,6 +1,7 @@
 """The split of a table into one file a key: nothing is lost, changed or reordered; bad rows are named; memory is bounded."""
 
 import csv
+import errno
 import gzip
 import io
 import json
@@ -56,8 +57,8 @@ def parquet(path: Path, query: str) -> Path:
     return path
 
 
-def table(query: str) -> duckdb.DuckDBPyRelation:
-    found = duckdb.sql(query)
+def query(sql: str) -> duckdb.DuckDBPyRelation:
+    found = duckdb.sql(sql)
     assert found is not None
     return found
 
@@ -268,8 +269,8 @@ def test_parquet_keeps_its_types_and_order(tmp_path):
     summary = prepare.split(tmp_path / "in", tmp_path / "out", "id", suffix=".parquet")
     assert (summary.rows, summary.keys) == (20, 3)
     for key in range(3):
-        found = table(f"FROM '{tmp_path}/out/{key}.parquet'")
-        expected = table(f"SELECT * FROM ({TYPED}) WHERE id = {key} ORDER BY v")
+        found = query(f"FROM '{tmp_path}/out/{key}.parquet'")
+        expected = query(f"SELECT * FROM ({TYPED}) WHERE id = {key} ORDER BY v")
         assert (found.columns, found.types) == (expected.columns, expected.types)
         assert found.fetchall() == expected.fetchall()
 
@@ -285,10 +286,20 @@ def test_csv_as_parquet_is_text(tmp_path):
     content = 'id,"v ""w"""\r\na,007\nb,1.50\na,"two\r\nlines"\na,5" pipe\na,\n'
     write(tmp_path / "in.csv", content)
     prepare.split(tmp_path / "in.csv", tmp_path / "out", "id", suffix=".parquet")
-    found = table(f"FROM '{tmp_path}/out/a.parquet'")
+    found = query(f"FROM '{tmp_path}/out/a.parquet'")
     assert (found.columns, [str(kind) for kind in found.types]) == (["id", 'v "w"'], ["VARCHAR", "VARCHAR"])
     assert found.fetchall() == [("a", "007"), ("a", "two\r\nlines"), ("a", '5" pipe'), ("a", None)]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.parquet", "b.parquet"]
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(table=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=20), end=st.sampled_from(["\n", "\r\n"]))
+def test_any_csv_is_the_same_text_as_parquet(table, end, tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("table")
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator=end).writerows([("x", "id", "y"), *((x, "k", y) for x, y in table)])
+    prepare.split(write(tmp_path / "in.csv", text.getvalue()), tmp_path / "out", "id", suffix=".parquet")
+    assert query(f"FROM '{tmp_path}/out/k.parquet'").fetchall() == [(x or None, "k", y or None) for x, y in table]
 
 
 def test_bad_keys_of_parquet_are_named(tmp_path, capsys):
@@ -379,6 +390,22 @@ def test_a_failure_is_one_line_and_the_exit_message(tmp_path, base, capsys):
     message = (base / "output/message").read_bytes()
     assert len(message) <= 1024
     assert error.startswith(message.decode())
+
+
+def test_a_full_disk_is_not_taken_for_a_bad_input(tmp_path, monkeypatch, capsys):
+    def add(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "a.csv")
+
+    monkeypatch.setattr(Pieces, "add", add)
+    assert run("--column", "id", write(tmp_path / "in.csv", "id\na\n"), tmp_path / "out") == 1
+    assert capsys.readouterr().err == "split failed: [Errno 28] No space left on device: 'a.csv'\n"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_wrong_variable_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MODEL_SERVER_TIMEOUT", "soon")
+    assert run("--column", "id", tmp_path / "in.csv", tmp_path / "out") == 1
+    assert capsys.readouterr().err.startswith("split failed: MODEL_SERVER_TIMEOUT='soon' cannot be used")
 
 
 def test_without_a_platform_nothing_is_left_there(tmp_path, base):
