@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from shutil import rmtree
+from typing import BinaryIO
 
 from container import resources, rows
 from container.pieces import Pieces
@@ -38,7 +39,7 @@ MESSAGE_LENGTH = 1024
 
 @dataclass
 class Summary:
-    """What a split did. rows: those written; bad: those not; first_bad: the first of them, at most REPORTED."""
+    """What a split found. rows: the good ones; bad: the others; first_bad: the first of them, at most REPORTED."""
 
     rows: int = 0
     keys: int = 0
@@ -67,20 +68,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"split failed: {error}", file=sys.stderr)
         return 1
+    summary = Summary()
     try:
         _refuse_several_hosts(settings.base_dir / "config" / "resourceconfig.json")
-        summary = split(
-            options.input,
-            options.output,
-            options.column,
-            suffix=f".{options.format}",
-            memory=options.memory << 20,
-            max_bad=options.max_bad,
-            overwrite=options.overwrite,
-        )
-        if options.report:
-            options.report.parent.mkdir(parents=True, exist_ok=True)
-            options.report.write_text(json.dumps({**asdict(summary), "first_bad": [bad._asdict() for bad in summary.first_bad]}, indent=1))
+        try:
+            split(
+                options.input,
+                options.output,
+                options.column,
+                suffix=f".{options.format}",
+                memory=options.memory << 20,
+                max_bad=options.max_bad,
+                overwrite=options.overwrite,
+                summary=summary,
+            )
+        finally:
+            if options.report:
+                _write_report(options.report, summary)
     except (InputError, OSError, MemoryError) as error:
         text = f"split failed: {error or type(error).__name__}"
         print(text, file=sys.stderr)
@@ -92,21 +96,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def split(
-    source: Path, target: Path, column: str, *, suffix: str = ".csv", memory: int = 0, max_bad: float = 0.01, overwrite: bool = False
+    source: Path,
+    target: Path,
+    column: str,
+    *,
+    suffix: str = ".csv",
+    memory: int = 0,
+    max_bad: float = 0.01,
+    overwrite: bool = False,
+    summary: Summary | None = None,
 ) -> Summary:
     """Splits a file, or the files of a directory, into target/<name of the key><suffix>, rows in their order, values as they are.
 
     memory: bytes that this process may take, 0 for half of what the container was granted. max_bad: the share of bad rows that is
     borne. overwrite: files of an earlier split in `target` are replaced. Files appear whole, when all are finished. CSV becomes
-    Parquet of texts. Raises InputError.
+    Parquet of texts. summary: filled while it goes on, for those who want to know after a failure, too. Raises InputError.
     """
+    summary = summary or Summary()
     started = time.monotonic()
     granted = resources.granted()
     memory = memory or granted.memory // 2
     files = find(source)
     if target.resolve().is_relative_to(source.resolve()):
         raise InputError(f"the output {target} is in the input {source}: a second split would read it; give it a directory of its own")
-    summary = Summary()
     with _unfinished(target, overwrite) as work:
         free = max(memory, LEAST_MEMORY << 20) - OWN_MEMORY
         cpus = math.ceil(granted.cpus)
@@ -114,8 +126,8 @@ def split(
             _split_parquet(files, column, work, suffix, free, cpus, summary)
         else:
             _split_csv(files, column, work, suffix, free, cpus, summary)
+        summary.seconds = round(time.monotonic() - started, 1)
         _judge(summary, source, max_bad)
-    summary.seconds = round(time.monotonic() - started, 1)
     return summary
 
 
@@ -142,30 +154,34 @@ def find(source: Path) -> list[Path]:
 
 
 def _split_csv(files: Sequence[Path], column: str, work: Path, suffix: str, memory: int, cpus: int, summary: Summary) -> None:
-    limit = min(memory, MOST_BUFFERED)
-    header: rows.Header | None = None
+    first: tuple[Path, rows.Header] | None = None
     pieces: Pieces | None = None
     for path in files:
         with rows.reading(path) as stream:
-            found = rows.header(stream, str(path))
-            if found is None:
+            header = rows.header(stream, str(path))
+            if header is None:
                 print(f"{path} is empty: left out", file=sys.stderr)
                 continue
-            if header is None or pieces is None:
-                header = found
-                pieces = Pieces(_made(work / "files"), ".csv" if suffix == ".parquet" else suffix, header.line, limit)
-            _compare(path, found.columns, files[0], header.columns)
-            key = _index(path, column, header.columns)
-            for batch in rows.batches(stream, str(path), len(header.columns), key, summary.reject):
-                for index, why in pieces.add(batch):
-                    text = batch.rows[index][0][:200].decode(errors="replace").rstrip("\r\n")
-                    summary.reject(Bad(str(path), batch.line_of(index), why, text))
-    if header is None or pieces is None:
+            if first is None or pieces is None:
+                first = path, header
+                written = ".csv" if suffix == ".parquet" else suffix
+                pieces = Pieces(_made(work / "files"), written, header.line, min(memory, MOST_BUFFERED))
+            _compare(path, header.columns, first[0], first[1].columns)
+            _take(stream, path, len(header.columns), _index(path, column, header.columns), pieces, summary)
+    if first is None or pieces is None:
         raise InputError(f"{files[0]} is empty; accepted is CSV with the columns' names first")
     pieces.flush()
     summary.rows, summary.keys = pieces.rows, len(pieces.names)
     if suffix == ".parquet":
-        _to_parquet(pieces, header.columns, work, memory, cpus)
+        _to_parquet(pieces, first[1].columns, work, memory, cpus)
+
+
+def _take(stream: BinaryIO, path: Path, columns: int, key: int, pieces: Pieces, summary: Summary) -> None:
+    """All rows of a CSV file after its header."""
+    for batch in rows.batches(stream, str(path), columns, key, summary.reject):
+        for index, why in pieces.add(batch):
+            text = batch.rows[index][0][:200].decode(errors="replace").rstrip("\r\n")
+            summary.reject(Bad(str(path), batch.line_of(index), why, text))
 
 
 def _to_parquet(pieces: Pieces, columns: Sequence[str], work: Path, memory: int, cpus: int) -> None:
@@ -247,6 +263,11 @@ def _refuse_several_hosts(file: Path) -> None:
     hosts = json.loads(file.read_text()).get("hosts", []) if file.is_file() else []
     if len(hosts) > 1:
         raise InputError(f"the job has {len(hosts)} instances, and each would write files of the same keys; split takes InstanceCount 1")
+
+
+def _write_report(file: Path, summary: Summary) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**asdict(summary), "first_bad": [bad._asdict() for bad in summary.first_bad]}, indent=1) + "\n")
 
 
 def _leave_message(settings: Settings, text: str) -> None:

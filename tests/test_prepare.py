@@ -381,6 +381,14 @@ def test_the_command_says_what_it_did(tmp_path, base, capsys):
     assert found["first_bad"] == [{"file": str(source), "line": 3, "why": "1 column instead of 2", "text": "b"}]
 
 
+def test_the_report_tells_of_a_failure_too(tmp_path, capsys):
+    source = write(tmp_path / "in.csv", "id,v\na,1\nb\n")
+    assert run("--column", "id", source, tmp_path / "out", "--report", tmp_path / "split.json") == 1
+    assert "1 of 2 rows are bad" in capsys.readouterr().err
+    found = json.loads((tmp_path / "split.json").read_text())
+    assert (found["rows"], found["bad"], found["first_bad"][0]["line"]) == (1, 1, 3)
+
+
 def test_a_failure_is_one_line_and_the_exit_message(tmp_path, base, capsys):
     base.mkdir()
     assert run("--column", "id", tmp_path.joinpath(*["ß" * 100] * 8), tmp_path / "out") == 1
