@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +25,7 @@ from local_test.example import EXAMPLES, ROOT, answers
 
 HOSTS = ("algo-1", "algo-2")
 DAYS = 7
-PLOTTED_DAYS = 28
+PLOTTED_DAYS, HISTORY_DAYS = 28, 150
 ENGINES: dict[str, list[str]] = {"own": [str(ROOT / "serve")], "mms": ["-m", "container.dockerd_entrypoint", "serve"]}
 """What serves many models, as arguments of Python."""
 REQUEST = json.dumps({"period": DAYS}).encode()
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             run("-m", "container.prepare", "split", "--column", "customer_id", work / "table.csv", work / "customers")
         with step(f"train on {len(HOSTS)} hosts"):
             targets = train(work, given.customers, {"forecaster": given.forecaster})
-        serve(work, targets, given.engine)
+        serve(work, targets, given.engine, given.plot or work / "forecast.svg")
     except (Failed, ServerError) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
@@ -62,13 +62,13 @@ def main(arguments: list[str] | None = None) -> int:
 def train(work: Path, customers: int, hyperparameters: Mapping[str, str]) -> list[str]:
     """One job on all hosts at once. The artifacts of all are in work/artifacts, as in the place in S3; returns their names.
 
-    Each host is given its part of the files and an equal part of this machine's CPUs.
+    Each host is given its part of the files, and of this machine's CPUs.
     """
     files = sorted((work / "customers").glob("*.csv"))
     jobs = {host: prepare(work / "hosts" / host, host, files[number :: len(HOSTS)], hyperparameters) for number, host in enumerate(HOSTS)}
-    workers = max(1, len(os.sched_getaffinity(0)) // len(HOSTS))
+    cpus = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
-        running = {host: stack.enter_context(training(base_dir, workers)) for host, base_dir in jobs.items()}
+        running = {host: stack.enter_context(training(jobs[host], cpus[number :: len(HOSTS)] or cpus)) for number, host in enumerate(HOSTS)}
         codes = {host: process.wait() for host, process in running.items()}
     for host, code in codes.items():
         if code:
@@ -87,16 +87,12 @@ def train(work: Path, customers: int, hyperparameters: Mapping[str, str]) -> lis
 
 
 @contextmanager
-def training(base_dir: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
+def training(base_dir: Path, cpus: Collection[int]) -> Iterator[subprocess.Popen[bytes]]:
     """`train` on one host, with base_dir in the place of /opt/ml; it ends with the block. Its output is in base_dir/log."""
-    environ = {
-        **os.environ,
-        "SAGEMAKER_BASE_DIR": str(base_dir),
-        "SAGEMAKER_SUBMIT_DIRECTORY": str(EXAMPLES / "energy"),
-        "SAGEMAKER_MODEL_SERVER_WORKERS": str(workers),
-    }
+    environ = {**os.environ, "SAGEMAKER_BASE_DIR": str(base_dir), "SAGEMAKER_SUBMIT_DIRECTORY": str(EXAMPLES / "energy")}
     with (base_dir / "log").open("wb") as log:
         process = subprocess.Popen([sys.executable, str(ROOT / "train")], env=environ, stdout=log, stderr=subprocess.STDOUT)
+    os.sched_setaffinity(process.pid, cpus)  # at once: `train` plans its processes by the CPUs that it may use
     try:
         yield process
     finally:
@@ -120,8 +116,11 @@ def prepare(base_dir: Path, host: str, files: Sequence[Path], hyperparameters: M
     return base_dir
 
 
-def serve(work: Path, targets: Sequence[str], engine: str) -> None:
-    """Serves the artifacts from one endpoint, asks each twice, and compares. Raises Failed if an answer is not the model's own."""
+def serve(work: Path, targets: Sequence[str], engine: str, picture: Path) -> None:
+    """Serves the artifacts from one endpoint, asks each twice, compares, and plots the first.
+
+    Raises Failed if an answer is not the model's own.
+    """
     models, base_dir, port = work / "models", work / "server", free_port()
     models.mkdir()
     (base_dir / "model").mkdir(parents=True)
@@ -153,8 +152,8 @@ def serve(work: Path, targets: Sequence[str], engine: str) -> None:
             target = targets[0]
             answer = endpoint.invoke(target, json.dumps({"period": PLOTTED_DAYS}).encode(), "application/json")
             name = target.removesuffix(SUFFIX)
-            plot(work / "customers" / f"{name}.csv", json.loads(answer.body), work / "forecast.svg")
-            print(f"  {name}: {work / 'forecast.svg'}")
+            plot(work / "customers" / f"{name}.csv", json.loads(answer.body), picture)
+            print(f"  {name}: {picture}")
 
 
 def ask(endpoint: Endpoint, expected: Mapping[str, Any]) -> list[float]:
@@ -184,16 +183,16 @@ def plot(history: Path, forecast: Mapping[str, Sequence[Any]], file: Path) -> No
     matplotlib.rcParams["svg.hashsalt"] = "berth"
     from matplotlib import pyplot as plt
 
-    table = pd.read_csv(history, parse_dates=["date"]).tail(150)
+    days = pd.read_csv(history, parse_dates=["date"], index_col="date")["value"].asfreq("D").tail(HISTORY_DAYS)
     dates = pd.to_datetime(forecast["dates"])
     figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
-    axes.plot(table["date"], table["value"], ".-", color="0.5", linewidth=0.6, markersize=3, label="history")
+    axes.plot(days.index, days, ".-", color="0.5", linewidth=0.6, markersize=3, label="history")
     axes.fill_between(
         dates, forecast["yhat_lower"], forecast["yhat_upper"], color="tab:blue", alpha=0.25, linewidth=0, label="80 % of days"
     )
     axes.plot(dates, forecast["yhat"], color="tab:blue", label="forecast")
     axes.set(ylabel="kWh a day", title=history.stem, ylim=(0, None))
-    axes.legend(loc="lower left", ncols=3, frameon=False)
+    axes.legend(loc="lower right", ncols=3, frameon=False)
     figure.savefig(file, metadata={"Date": None})
     plt.close(figure)
 
@@ -242,6 +241,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--forecaster", choices=["default", "prophet"], default="default")
     parser.add_argument("--engine", choices=sorted(ENGINES), default="own", help="what serves: ours, or Multi Model Server")
     parser.add_argument("--build", type=Path, default=ROOT / "build")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="where the plot goes (default: forecast.svg beside what is built)")
     given = parser.parse_args(arguments)
     if given.customers < len(HOSTS):
         parser.error(f"--customers {given.customers}: at least {len(HOSTS)} are needed, one for each host")
