@@ -8,13 +8,14 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from joblib.externals import loky
-from joblib.externals.loky.process_executor import BrokenProcessPool
+from joblib.externals.loky import process_executor
 
 from container.resources import Plan
 from container.settings import Settings
@@ -42,10 +43,11 @@ class Pool:
 @contextmanager
 def local(plan: Plan, settings: Settings) -> Iterator[Pool]:
     """Processes of this host, as many as the plan has workers, with its BLAS threads each. They die with this one."""
+    process_executor.kill_process_tree = _end  # loky's own hangs where there is neither psutil nor pgrep, as in the image
     variables = plan.thread_environment(settings) | {"PYTHONHASHSEED": "0"}  # in which order a set is pickled is in its bytes
     executor = loky.ProcessPoolExecutor(plan.workers, initializer=_obey, initargs=(os.getpid(),), env=variables)
     try:
-        yield Pool(executor.submit, lambda: plan.workers, (BrokenProcessPool,), True)
+        yield Pool(executor.submit, lambda: plan.workers, (loky.BrokenProcessPool,), True)
     finally:
         executor.shutdown(kill_workers=True)
 
@@ -119,6 +121,24 @@ def _refuse_blind(client: Any, directory: Path) -> None:
 
 def _sees(path: str) -> bool:
     return os.path.exists(path)  # noqa: PTH110 - a plain function of a plain string: the worker needs nothing else
+
+
+def _end(process: BaseProcess) -> None:
+    """Ends a process of the pool, and what a fit has started in it."""
+    for pid in reversed(_tree(process.pid or 0)):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.join()
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and its descendants."""
+    found = [pid]
+    for parent in found:  # grows while it is walked
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            with suppress(OSError):
+                found += [int(child) for child in task.read_text().split()]
+    return found
 
 
 def _obey(parent: int) -> None:

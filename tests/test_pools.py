@@ -47,6 +47,17 @@ def test_a_process_that_dies_is_a_crash_and_leaves_no_other():
     until(lambda: not Path(f"/proc/{other}").exists(), 10, "the end of a process")
 
 
+def test_what_a_fit_has_started_ends_with_the_pool():
+    with local() as pool:
+        started = pool.submit(grandchild).result(60)
+        assert alive(started)
+    until(lambda: not alive(started), 10, "the end of a grandchild")
+
+
+def grandchild():
+    return subprocess.Popen(["sleep", "600"]).pid
+
+
 PARENT = """
 import os, time
 from container import pools, resources
