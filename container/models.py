@@ -228,8 +228,8 @@ class Models:
         try:
             with self._budget.reserve(self._measure(name, directory), f"model {name!r}"):
                 return self._load_now(directory, size)
-        except MemoryError as error:
-            raise InsufficientStorage(f"model {name!r} ran out of memory while it was being loaded") from error
+        except MemoryError:
+            raise InsufficientStorage(f"model {name!r} ran out of memory while it was being loaded") from None
 
     def _is_worth_a_trial(self, size: int, needed: int) -> bool:
         """Whether to find out what a load takes before anything is said. A trial without a chance would cost all others their caches."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import gevent
 import pytest
 
+from container import memory, resources
 from container import models as module
 from container.errors import ClientError, Conflict, InsufficientStorage, ModelNotFound, ServingError, StartupError, Unavailable
 from container.memory import MARGIN, Budget
@@ -274,8 +275,13 @@ def test_a_url_that_is_no_directory(shard, url):
 def test_only_what_is_large_and_may_fit_is_tried_before_it_is_refused(shard, monkeypatch, left, size, tried, refusal):
     """In MB, of 1,000 in all; a load takes 1.2 times its artifact here."""
     trials = []
+
+    def measured(*arguments):
+        trials.append(arguments)
+        return (size << 20) * 12 // 10
+
     monkeypatch.setattr(module, "artifact_bytes", lambda directory: size << 20)
-    monkeypatch.setattr(module, "measure", lambda *arguments: trials.append(size) or (size << 20) * 12 // 10)
+    monkeypatch.setattr(module, "measure", measured)
     one = shard(free=(left << 20) + MARGIN, total=1000 << 20)
     if refusal is None:
         one.put("a")
@@ -416,9 +422,9 @@ def test_what_models_leave_in_cycles_is_collected_by_the_megabyte(shard):
 def test_what_has_given_its_memory_back_is_not_looked_for(shard, monkeypatch, kept, looked_for):
     """A full collection takes a tenth of a second, in which nobody is answered."""
     written, collections = [3 << 20], []
-    monkeypatch.setattr(module.resources, "written", lambda: written[-1])
-    monkeypatch.setattr(module.memory, "give_back", lambda: written.append(kept))
-    monkeypatch.setattr(module.memory, "collect", lambda: collections.append(1))
+    monkeypatch.setattr(resources, "written", lambda: written[-1])
+    monkeypatch.setattr(memory, "give_back", lambda: written.append(kept))
+    monkeypatch.setattr(memory, "collect", lambda: collections.append(1))
     one = shard()
     one.put("a", 3 << 20)
     one.models.unload("a")
@@ -426,7 +432,7 @@ def test_what_has_given_its_memory_back_is_not_looked_for(shard, monkeypatch, ke
 
 
 def test_a_load_that_is_not_begun_leaves_nothing_to_look_for(shard, monkeypatch):
-    monkeypatch.setattr(module.memory, "collect", lambda: pytest.fail("it was looked for"))
+    monkeypatch.setattr(memory, "collect", lambda: pytest.fail("it was looked for"))
     one = shard(free=MARGIN)
     for _ in range(20):
         with pytest.raises(InsufficientStorage):

@@ -16,6 +16,13 @@ from tests.live.launcher import SCRIPTS
 from tests.live.server import Server
 
 CSV, JSON = {"Content-Type": "text/csv"}, {"Content-Type": "application/json"}
+OOM_KILLS = """
+import pathlib
+files = [pathlib.Path("/sys/fs/cgroup", name) for name in ("memory.events", "memory/memory.oom_control")]
+lines = [line.split() for file in files if file.exists() for line in file.read_text().splitlines()]
+print(next(count for name, count in lines if name == "oom_kill"))
+"""
+"""Prints how many processes of a container the kernel has killed for want of memory."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tests import parity
 from tests.live.clients import clients
 from tests.live.conftest import LABEL, docker
 from tests.live.launcher import Launcher, in_docker, on_host
-from tests.live.many import Endpoint, constant
+from tests.live.many import OOM_KILLS, Endpoint, constant
 from tests.parity import CASES, Case
 from tests.waiting import until
 
@@ -62,13 +62,6 @@ def predict_fn(data, model): return [os.getpid()]
 """
 """The second process that loads it dies of it."""
 
-OOM_KILLS = """
-import pathlib
-files = [pathlib.Path("/sys/fs/cgroup", name) for name in ("memory.events", "memory/memory.oom_control")]
-lines = [line.split() for file in files if file.exists() for line in file.read_text().splitlines()]
-print(next(count for name, count in lines if name == "oom_kill"))
-"""
-"""Prints how many processes of a container the kernel has killed for want of memory."""
 TOO_DEEP = "def model_fn(model_dir): return {}[model_dir]\n"
 EXITS = "import os\ndef model_fn(model_dir): os._exit(3)\n"
 
