@@ -170,6 +170,11 @@ def nginx_directives(settings: Settings, workers: int, run_dir: Path) -> dict[st
         "proxy_send_timeout": f"proxy_send_timeout {wait};",
         "execution_parameters": f"return 200 '{json.dumps(parameters)}';",
         "metrics": f"proxy_pass http://unix:{run_dir}/status.sock:/metrics;",
+        "not_found": _nginx_error(
+            404,
+            f"there is no such path: accepted are {'/models' if settings.multi_model else '/invocations'}, "
+            "/ping, /execution-parameters and /metrics",
+        ),
         "too_large": _nginx_error(
             413, f"the request body is larger than {settings.payload_limit_mb} MB, the limit that SAGEMAKER_MAX_PAYLOAD_IN_MB sets"
         ),

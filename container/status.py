@@ -17,22 +17,26 @@ PAGE = 100
 
 Answer = tuple[int, str, bytes]
 """Status, content type, body."""
+Ask = Callable[[dict[str, str], str], Answer]
+"""What answers: a function of the query's arguments and the request's id."""
 
 
-def serve(socket_path: Path, answers: dict[str, Callable[[dict[str, str]], Answer]]) -> None:
-    """Answers on a unix socket: path -> a function of the query's arguments.
+def serve(socket_path: Path, answers: dict[str, Ask]) -> None:
+    """Answers on a unix socket: path -> what answers it.
 
     nginx, which has checked the request, is the only client, and http.server would cost megabytes.
     """
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            target = self.rfile.readline().split()[1].decode()
-            while self.rfile.readline().strip():
-                pass
+            target, request_id = self.rfile.readline().split()[1].decode(), ""
+            while header := self.rfile.readline().strip():
+                name, _, value = header.partition(b":")
+                if name.lower() == b"x-request-id":
+                    request_id = value.strip().decode()
             parts = urlsplit(target)
-            query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-            status, content_type, body = answers[parts.path](query)
+            query = {argument: values[0] for argument, values in parse_qs(parts.query).items()}
+            status, content_type, body = answers[parts.path](query, request_id)
             head = f"HTTP/1.0 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}"
             self.wfile.write(f"{head}\r\n\r\n".encode() + body)
 
@@ -42,20 +46,20 @@ def serve(socket_path: Path, answers: dict[str, Callable[[dict[str, str]], Answe
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 3600}, name="status", daemon=True).start()
 
 
-def metrics_of(directory: Path) -> Callable[[dict[str, str]], Answer]:
+def metrics_of(directory: Path) -> Ask:
     """/metrics over all workers that count in a directory."""
-    return lambda query: (200, "text/plain; version=0.0.4; charset=utf-8", metrics.text(directory))
+    return lambda query, request_id: (200, "text/plain; version=0.0.4; charset=utf-8", metrics.text(directory))
 
 
-def models_of(run_dir: Path) -> Callable[[dict[str, str]], Answer]:
+def models_of(run_dir: Path) -> Ask:
     """GET /models, by pages: `limit` models, from `next_page_token` on."""
     catalogue, one_at_a_time = Catalogue(run_dir), threading.Lock()
 
-    def models(query: dict[str, str]) -> Answer:
+    def models(query: dict[str, str], request_id: str) -> Answer:
         try:
             limit, after = _page(query)
         except ValueError as error:
-            return _said(400, {"code": 400, "message": str(error), "request_id": ""})
+            return _said(400, {"code": 400, "message": str(error), "request_id": request_id})
         with one_at_a_time:
             page, last = catalogue.page(limit, after)
         answer: dict[str, object] = {"models": [{"modelName": name, "modelUrl": url} for name, url in page]}

@@ -32,7 +32,7 @@ def models(tmp_path):
 
 
 def test_without_models_the_list_is_empty_and_has_no_token(models):
-    code, content_type, body = models()({})
+    code, content_type, body = models()({}, "request-7")
     assert (code, content_type, json.loads(body)) == (200, "application/json", {"models": []})
 
 
@@ -42,7 +42,7 @@ def test_each_model_is_on_one_page(models, names, limit):
     ask, query = models(*names), {} if limit is None else {"limit": limit}
     found = []
     while True:
-        code, _, body = ask(query)
+        code, _, body = ask(query, "request-7")
         assert code == 200
         answer = json.loads(body)
         found += answer["models"]
@@ -70,14 +70,14 @@ def test_each_model_is_on_one_page(models, names, limit):
     ],
 )
 def test_a_page_that_there_cannot_be(models, query, said):
-    code, content_type, body = models("a")(query)
+    code, content_type, body = models("a")(query, "request-7")
     assert (code, content_type) == (400, "application/json")
-    assert json.loads(body) == {"code": 400, "message": said, "request_id": ""}
+    assert json.loads(body) == {"code": 400, "message": said, "request_id": "request-7"}
 
 
 def test_a_token_of_the_last_page_and_beyond(models):
     ask = models("a", "b")
-    assert json.loads(ask({"next_page_token": base64.urlsafe_b64encode(b"z").decode()})[2]) == {"models": []}
+    assert json.loads(ask({"next_page_token": base64.urlsafe_b64encode(b"z").decode()}, "")[2]) == {"models": []}
 
 
 def test_what_is_served_on_the_socket(tmp_path):
@@ -101,6 +101,7 @@ def test_what_is_served_on_the_socket(tmp_path):
             assert b'berth_requests_total{status="200"} 1.0' in body
         head, body = get(address, "/models?limit=0&limit=5")
         assert head.startswith(b"HTTP/1.0 400 Bad Request\r\nContent-Type: application/json")
+        assert json.loads(body)["request_id"] == "request-7"
         assert json.loads(get(address, "/models?limit=5")[1]) == {"models": []}
         server.communicate(timeout=10)
     assert server.returncode == 0
@@ -111,6 +112,6 @@ def get(address, target):
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(10)
         client.connect(str(address))
-        client.sendall(f"GET {target} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
+        client.sendall(f"GET {target} HTTP/1.0\r\nHost: x\r\nx-request-id: request-7\r\n\r\n".encode())
         head, _, body = b"".join(iter(lambda: client.recv(65536), b"")).partition(b"\r\n\r\n")
         return head, body

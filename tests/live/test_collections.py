@@ -111,6 +111,6 @@ def test_each_call_of_the_collections(answers, engine, call):
         assert answer.is_error
 
 
-def test_a_method_that_is_no_call_names_those_that_are(answers):
-    refused = answers["Update Timeout to 0"]
-    assert set(refused.headers["Allow"].split(", ")) >= {"GET", "DELETE"}
+def test_what_is_no_call_is_told_which_are(answers):
+    assert set(answers["Update Timeout to 0"].headers["Allow"].split(", ")) >= {"GET", "DELETE"}
+    assert "/models" in answers["Model Zoo - Inference Model"].json()["message"]
