@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,14 +51,19 @@ def train(name: str, base_dir: Path) -> int:
 def serve(name: str, base_dir: Path, port: int) -> int:
     """Run `serve` in the foreground until it ends; once it answers, print the command that asks it. Returns its exit code."""
     command = question(EXAMPLES / name, port)
-    environ = {**os.environ, "SAGEMAKER_BASE_DIR": str(base_dir), "SAGEMAKER_BIND_TO_PORT": str(port)}
-    with subprocess.Popen([sys.executable, ROOT / "serve"], env=environ) as server:
+    return run({"SAGEMAKER_BASE_DIR": str(base_dir)}, port, lambda: print(f"\nAsk it, from {ROOT}:\n\n    {command}\n", flush=True))
+
+
+def run(environ: Mapping[str, str], port: int, on_ready: Callable[[], None]) -> int:
+    """Run `serve` in the foreground until it ends; calls on_ready once it answers. Returns its exit code."""
+    variables = {**os.environ, **environ, "SAGEMAKER_BIND_TO_PORT": str(port)}
+    with subprocess.Popen([sys.executable, ROOT / "serve"], env=variables) as server:
         # Ctrl-C reaches the server too, as it is in the same process group: it stops, and this program ends with it.
         signal.signal(signal.SIGINT, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: server.terminate())
         while server.poll() is None:
             if answers(f"http://127.0.0.1:{port}/ping"):
-                print(f"\nAsk it, from {ROOT}:\n\n    {command}\n", flush=True)
+                on_ready()
                 break
             time.sleep(POLL_SECONDS)
         return server.wait()

@@ -6,15 +6,12 @@ under N names. The names say which is which; the models are N copies, as loaded 
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
 
-from local_test.example import CONTENT_TYPES, EXAMPLES, POLL_SECONDS, ROOT, answers, train
+from local_test.example import CONTENT_TYPES, EXAMPLES, ROOT, run, train
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,18 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def serve(name: str, model_dir: Path, port: int, count: int) -> int:
     """Run `serve` in the foreground until it ends, with `count` models loaded. Returns its exit code."""
-    environ = {**os.environ, "SAGEMAKER_MULTI_MODEL": "true", "SAGEMAKER_BIND_TO_PORT": str(port)}
-    with subprocess.Popen([sys.executable, ROOT / "serve"], env=environ) as server:
-        signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the server too
-        signal.signal(signal.SIGTERM, lambda *_: server.terminate())
-        while server.poll() is None:
-            if answers(f"http://127.0.0.1:{port}/ping"):
-                seconds = load(f"http://127.0.0.1:{port}", model_dir, [f"{name}-{number:04d}" for number in range(count)])
-                print(f"\n{count} models are loaded, in {seconds:.2f} s. Ask one of them, from {ROOT}:\n")
-                print(f"    {question(name, f'{name}-{count // 2:04d}', port)}\n", flush=True)
-                break
-            time.sleep(POLL_SECONDS)
-        return server.wait()
+
+    def load_and_tell() -> None:
+        seconds = load(f"http://127.0.0.1:{port}", model_dir, [f"{name}-{number:04d}" for number in range(count)])
+        print(f"\n{count} models are loaded, in {seconds:.2f} s. Ask one of them, from {ROOT}:\n")
+        print(f"    {question(name, f'{name}-{count // 2:04d}', port)}\n", flush=True)
+
+    return run({"SAGEMAKER_MULTI_MODEL": "true"}, port, load_and_tell)
 
 
 def load(url: str, model_dir: Path, names: list[str]) -> float:
