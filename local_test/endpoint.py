@@ -27,8 +27,8 @@ INVOKE_SECONDS = 70.0
 """How long an answer is waited for: more than the 60 s that a prediction may take."""
 LOAD_SECONDS = 360.0
 """How long a load or an unload may take, and how long room is made for a load."""
-TRIES = 8
-"""How often a request is sent to a model that was not there, or that ran out of memory; others make room in between."""
+TRIES = 3
+"""How often a request is sent to a model that the container does not have after all."""
 LOADED = (HTTPStatus.OK, HTTPStatus.CONFLICT)
 UNLOADED = (HTTPStatus.OK, HTTPStatus.NOT_FOUND)
 NO_ROOM = HTTPStatus.INSUFFICIENT_STORAGE
@@ -90,7 +90,8 @@ class Endpoint:
         Raises FileNotFoundError if there is no such artifact, OSError or http.client.HTTPException if the container does not answer.
         """
         sent = {"Content-Type": content_type, "X-Amzn-SageMaker-Target-Model": quote(target), **(headers or {})}
-        for _ in range(TRIES):
+        end, lost = time.monotonic() + INVOKE_SECONDS, 0
+        while True:
             with self._using(target) as model:
                 refusal = self._load(model)
                 if refusal is not None:
@@ -98,9 +99,11 @@ class Endpoint:
                 answer = self._call("invoke", "POST", f"/models/{model.id}/invoke", body, sent)
                 if answer.status == HTTPStatus.NOT_FOUND:  # the container was restarted
                     model.loaded = False
-            if answer.status not in (HTTPStatus.NOT_FOUND, NO_ROOM) or (answer.status == NO_ROOM and not self._make_room()):
-                break
-        return answer
+                    lost += 1
+            if answer.status == HTTPStatus.NOT_FOUND and lost < TRIES:
+                continue
+            if answer.status != NO_ROOM or time.monotonic() > end or not self._make_room(model):
+                return answer
 
     def ping(self) -> bool:
         """The platform's start check: whether /ping and /models are both answered with 200."""
@@ -171,7 +174,7 @@ class Endpoint:
                     return None
                 if answer.status != NO_ROOM or alone or time.monotonic() > end:
                     return answer
-                self._make_room()
+                self._make_room(model)
 
     def _order(self, model: _Model) -> tuple[Answer, bool]:
         """Asks for a load. Returns the answer, and whether the container had no other model and no other load meanwhile."""
@@ -190,14 +193,14 @@ class Endpoint:
                 self._changed.notify_all()
         return answer, alone and number == self._orders
 
-    def _make_room(self) -> bool:
-        """Unloads the model whose last use is longest ago, of those that nobody uses; waits for one as long as there may be one.
+    def _make_room(self, needy: _Model) -> bool:
+        """Unloads the model whose last use is longest ago, of the others that nobody uses; waits for one as long as there may be one.
 
         Returns whether there was one.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._idle() or not self._busy(), LOAD_SECONDS)
-            model = self._idle()
+            self._changed.wait_for(lambda: self._idle(needy) or not self._busy(), LOAD_SECONDS)
+            model = self._idle(needy)
             if model is None:
                 return False
             model.turn.acquire()  # at once, for only users take it, and there are none
@@ -209,8 +212,9 @@ class Endpoint:
                 self._changed.notify_all()
         return True
 
-    def _idle(self) -> _Model | None:
-        return next((model for model in self._known.values() if model.loaded and not model.users and not model.turn.locked()), None)
+    def _idle(self, needy: _Model) -> _Model | None:
+        others = (model for model in self._known.values() if model is not needy)
+        return next((model for model in others if model.loaded and not model.users and not model.turn.locked()), None)
 
     def _busy(self) -> bool:
         """Whether a load, an unload or a use of a loaded model is under way, which will end by itself."""
