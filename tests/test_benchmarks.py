@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import goals, load, memory, one_model, processes, report
+from benchmarks import goals, load, memory, one_model, processes, report, split
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk, which makes the load, is not on PATH")
 
@@ -180,13 +180,66 @@ class TestReport:
 
     def test_the_readme_has_the_markers(self):
         text = (Path(report.HERE) / "README.md").read_text()
-        for name in ("one_model", "memory"):
+        for name in ("one_model", "memory", "split"):
             assert report.between(text, name, "new").count("\nnew\n") == 1
 
     def test_memory_stands_beside_its_goals(self):
         text = memory.as_markdown({"berth": 70_000_000, "classic": 100_000_000}, {1: 400_000_000, 4: 420_000_000})
         assert "| MB | 70.0 | 100.0 | 0.70 (at most 0.6: missed) |" in text
         assert "| MB | 400.0 | 420.0 | 5.0% (at most 10%: met) |" in text
+
+
+class TestSplit:
+    @pytest.fixture
+    def table(self, tmp_path):
+        return split.generate(tmp_path / "table.csv", 60, 3)
+
+    @pytest.fixture
+    def target(self, table, tmp_path):
+        """What ours makes of it."""
+        split.by_berth(str(table.path), str(tmp_path / "out"))
+        return tmp_path / "out"
+
+    def test_the_right_files_pass(self, table, target):
+        assert len(table.path.read_text().splitlines()) == 61
+        assert split.check(table, target) is True
+
+    def test_another_order_is_seen(self, table, target):
+        file = target / "C00001.csv"
+        header, *rows = file.read_text().splitlines(keepends=True)
+        file.write_text(header + "".join(reversed(rows)))
+        assert split.check(table, target) is False
+
+    def test_a_key_in_several_files_counts_as_one(self, table, target):
+        for file in list(target.iterdir()):
+            directory = target / f"customer_id={file.stem}"
+            directory.mkdir()
+            header, *rows = file.read_text().splitlines(keepends=True)
+            (directory / "data_0.csv").write_text(header + "".join(rows[:5]))
+            (directory / "data_1.csv").write_text(header + "".join(rows[5:]))
+            file.unlink()
+        assert split.check(table, target) is True
+
+    @pytest.mark.parametrize(
+        ("spoil", "message"),
+        [
+            (lambda file: file.unlink(), "files of 2 keys instead of 3"),
+            (lambda file: file.write_text(file.read_text().replace("2000-01-05", "2000-01-06")), "changed the rows of C00001"),
+            (lambda file: file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1])), "changed the rows of C00001"),
+        ],
+    )
+    def test_wrong_files_are_an_error(self, table, target, spoil, message):
+        spoil(target / "C00001.csv")
+        with pytest.raises(split.WrongSplitError, match=message):
+            split.check(table, target)
+
+    def test_each_figure_is_the_median_of_the_rounds(self):
+        rounds = [split.Result("berth", 10, *figures) for figures in ((9.0, 1.0, 5, True), (2.0, 3.0, 7, True), (3.0, 2.0, 6, False))]
+        assert split.median(rounds) == split.Result("berth", 10, 3.0, 2.0, 6, False)
+
+    def test_ratios_are_to_ours_with_as_many_keys(self):
+        found = [split.Result("berth", 10, 2, 2.0, 100_000_000, True), split.Result("pandas", 10, 9, 7.0, 250_000_000, False)]
+        assert "| pandas, groupby | 10 | 9.0 | 7.0 | 250 | 3.50 | 2.50 | no |" in split.as_markdown(found, 1000)
 
 
 class TestGoals:
