@@ -15,7 +15,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -181,6 +181,8 @@ class _Run:
                 except pool.crashes as error:
                     lost += [(item, error) for item in batch]
                     broken = error if pool.is_broken else None
+                except CancelledError:
+                    raise TrainingError(f"the Dask scheduler {self._settings.dask_scheduler} is gone") from None
                 except StartupError as error:
                     raise TrainingError(f"a process that fits cannot start: {error}") from None
             if broken:
