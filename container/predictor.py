@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import werkzeug
 
-from container import artifact, codecs, user_code, versions
+from container import artifact, codecs, spared, user_code, versions
 from container.artifact import Library
 from container.errors import ClientError, NotAcceptable, ServingError, StartupError
 from container.message import Context, Request, Response
@@ -119,6 +119,7 @@ def load(settings: Settings, model_dir: Path | None = None) -> Predictor:
     model_dir: of one model of many, whose code is then in a namespace of its own. Default: the one model's.
     """
     started = time.perf_counter()
+    spared.leave_out_pandas()
     directory = model_dir or settings.model_dir
     for warning in versions.check(directory, settings.allow_version_mismatch):
         log.warning("%s", warning)

@@ -11,7 +11,7 @@ MODULES = {path.stem: path for path in sorted((ROOT / "container").glob("*.py"))
 UPWARDS = [
     *("settings", "message", "logs", "events", "errors", "namespace", "registry", "keys"),
     *("media", "arrays", "decoding", "encoding", "codecs"),
-    *("resources", "artifact", "metrics", "user_code", "versions", "predictor", "batching"),
+    *("resources", "artifact", "spared", "metrics", "user_code", "versions", "predictor", "batching"),
     *("rows", "pieces", "parquet", "prepare"),
     *("memory", "exchange", "status", "proxy", "peers", "isolation", "preload", "app", "models", "multi_app"),
     *("worker", "gunicorn_conf", "supervisor", "serving"),
