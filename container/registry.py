@@ -61,17 +61,20 @@ class Catalogue:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._tails: dict[Path, _Tail] = {}
-        self._sorted: list[tuple[str, str]] = []
+        self._urls: dict[str, str] = {}
+        self._names: list[str] = []
 
     def page(self, limit: int, after: str = "") -> tuple[list[tuple[str, str]], str]:
         """(name, url) of up to `limit` models with names after `after`, and the last of these names if there are more, else ''."""
         changed = [self._tails.setdefault(path, _Tail(path)).read() for path in self._directory.glob("models-*.jsonl")]
         if any(changed):
-            # one model may be in several shards (MODEL_REPLICAS)
-            self._sorted = sorted({name: url for tail in self._tails.values() for name, url in tail.models.items()}.items())
-        start = bisect_right(self._sorted, after, key=lambda model: model[0])
-        page = self._sorted[start : start + limit]
-        return page, page[-1][0] if start + limit < len(self._sorted) else ""
+            self._urls = {}
+            for tail in self._tails.values():
+                self._urls |= tail.models  # one model may be in several shards (MODEL_REPLICAS)
+            self._names = sorted(self._urls)
+        start = bisect_right(self._names, after)
+        names = self._names[start : start + limit]
+        return [(name, self._urls[name]) for name in names], names[-1] if start + limit < len(self._names) else ""
 
 
 class _Tail:
@@ -95,8 +98,7 @@ class _Tail:
         except FileNotFoundError:
             return False
         whole = data[: data.rfind(b"\n") + 1]  # a line may be in the middle of being written
-        for line in whole.splitlines():
-            change = json.loads(line)
+        for change in json.loads(b"[" + whole[:-1].replace(b"\n", b",") + b"]"):  # one call takes a third of the time of many
             if change["url"] is None:
                 self.models.pop(change["name"], None)
             else:
