@@ -17,7 +17,7 @@ BUILD_ARGS = $(foreach name,BASE SPACY_MODEL PIP_INDEX_URL PIP_EXTRA_INDEX_URL P
 PLAIN_MANIFEST = $(shell docker buildx version >/dev/null 2>&1 && echo --provenance=false)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve serve-many energy test lint image image-mms serve-docker bench faults lock clean .venv .venv-bench
+.PHONY: help serve serve-many energy test lint image image-mms serve-docker bench bench-many faults lock clean .venv .venv-bench
 MAKEFLAGS += --no-print-directory
 
 help: ## this list
@@ -53,6 +53,9 @@ serve-docker: image ## the same as `serve`, in the image (Docker): trains in it,
 bench: .venv .venv-bench ## our figures beside the peers', in one run [BENCH_FLAGS=--write]
 	@.venv-bench/bin/python -m benchmarks.one_model $(BENCH_FLAGS)
 	@.venv-bench/bin/python -m benchmarks.memory $(BENCH_FLAGS)
+
+bench-many: .venv .venv-bench ## thousands of models, beside a stock Multi Model Server (about 6 minutes) [BENCH_FLAGS=--write]
+	@.venv-bench/bin/python -m benchmarks.many $(BENCH_FLAGS)
 
 faults: .venv ## killed workers, SIGTERM under load, 50,000 mutated requests (about 3 minutes)
 	@.venv/bin/python -m benchmarks.faults

@@ -93,3 +93,11 @@ GROWN = {
     (10_000, "memory unloaded / at the start"): Bound(most=1.2),
 }
 """(models loaded, figure) -> what our own engine must keep to."""
+
+FLEET = {
+    "workers": Bound(least=1.8),
+    "orchestration": Bound(most=0.1),
+    "memory": Bound(most=1.1),
+    "prophet": Bound(least=1.8),
+}
+"""Issue 4: two processes beside one; the share of time outside of the user's fit; memory of 10,000 keys beside 1,000; two beside a loop."""
