@@ -6,10 +6,13 @@ import fcntl
 import gc
 import resource
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import gevent
 
 from container import resources
 from container.errors import InsufficientStorage
@@ -17,6 +20,8 @@ from container.errors import InsufficientStorage
 M_MMAP_THRESHOLD = -3
 """glibc's number of this option."""
 LARGE = 2**19
+PATIENCE = 20.0
+"""Seconds that a load waits for others under way to give back what they have reserved and have not used."""
 MARGIN = 48 * 2**20
 """Bytes that are never given away: requests and answers need room too."""
 
@@ -39,19 +44,30 @@ class Budget:
         """Holds `needed` bytes while a load is under way, or 1/share of what is left if that is more; gives the bytes that it holds.
 
         share: for a load of which nobody knows what it needs, so that those beside it do not count on the same memory.
-        Raises InsufficientStorage, with both numbers, if `needed` bytes are not left.
+        Waits for others that hold what is missing: they may not need it. Raises InsufficientStorage, with both numbers, if `needed` bytes
+        are not left.
         """
-        with self._lock.open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # between looking and reserving nobody else may do the same
+        end = time.monotonic() + PATIENCE
+        while (held := self._hold(needed, share)) is None:
             left = self.left()
-            if needed > left:
+            if needed > left + sum(self._reserved) or time.monotonic() > end:
                 raise InsufficientStorage(f"{what} needs about {-(-needed >> 20)} MB of memory, and {max(0, left) >> 20} MB are left")
-            held = max(needed, left // share) if share else needed
-            self._reserved[self._slot] += held
+            gevent.sleep(0.01)
         try:
             yield held
         finally:
             self._reserved[self._slot] -= held
+
+    def _hold(self, needed: int, share: int) -> int | None:
+        """The bytes that are held from now on; None if `needed` bytes are not left."""
+        with self._lock.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # between looking and reserving nobody else may do the same
+            left = self.left()
+            if needed > left:
+                return None
+            held = max(needed, left // share) if share else needed
+            self._reserved[self._slot] += held
+            return held
 
     def left(self) -> int:
         """Bytes that are neither used, nor reserved, nor kept back."""

@@ -40,8 +40,8 @@ LARGE = 8
 """A model that may take 1/LARGE of all memory is worth a trial, where it might not fit: for a smaller one, others make room sooner."""
 MINIMUM = 64 * 1024
 """Bytes that any model takes besides its artifact."""
-WORTH_RETURNING = 2**20
-"""So many bytes may be left behind by models that are gone before they are looked for, which takes a tenth of a second."""
+WORTH_RETURNING = 2**23
+"""So many bytes may be left behind by models that are gone before they are looked for: nobody is answered for that tenth of a second."""
 RESIDUE = 8 * 1024
 """Bytes that a model may leave behind, whatever it gave back."""
 TRIAL_SECONDS = 300.0
@@ -233,8 +233,11 @@ class Models:
 
     def _is_worth_a_trial(self, size: int, needed: int) -> bool:
         """Whether to find out what a load takes before anything is said. A trial without a chance would cost all others their caches."""
-        left, total = self._budget.left(), self._budget.total
-        return left < needed and needed > total // LARGE and (size <= left or left > total // 2)
+        total = self._budget.total
+        if needed <= total // LARGE:
+            return False
+        left = self._budget.left()
+        return left < needed and (size <= left or left > total // 2)
 
     def _load_now(self, directory: Path, size: int) -> Predictor:
         has_code = user_code.find(self._settings, model_dir=directory) is not None

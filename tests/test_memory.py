@@ -5,6 +5,7 @@ import gc
 import re
 import weakref
 
+import gevent
 import pytest
 
 from container import memory
@@ -35,7 +36,8 @@ def test_a_load_that_does_not_fit_is_refused_with_both_numbers(shards):
     assert InsufficientStorage.status == 507
 
 
-def test_what_one_shard_reserves_the_other_has_not(shards):
+def test_what_one_shard_reserves_the_other_has_not(shards, monkeypatch):
+    monkeypatch.setattr(memory, "PATIENCE", 0)
     first, second = shards(100 * MB)
     with first.reserve(60 * MB, "a"):
         assert second.left() == 40 * MB
@@ -44,6 +46,23 @@ def test_what_one_shard_reserves_the_other_has_not(shards):
         with second.reserve(40 * MB, "c"), first.reserve(0, "d"):
             assert first.left() == 0
     assert first.left() == second.left() == 100 * MB
+
+
+def test_what_another_load_holds_may_come_back(shards):
+    """Loads of unknown need hold half of what is left; twenty at once would leave nothing, though they need next to nothing."""
+    first, second = shards(100 * MB)
+    together = []
+
+    def load(budget):
+        with budget.reserve(30 * MB, "it", share=2):
+            together.append(first.left())
+            gevent.sleep(0)
+
+    loads = [gevent.spawn(load, budget) for budget in (first, second) * 10]
+    gevent.joinall(loads, timeout=10, raise_error=True)
+    assert len(together) == 20
+    assert min(together) >= 0
+    assert first.left() == 100 * MB
 
 
 def test_a_load_that_fails_gives_its_reservation_back(shards):

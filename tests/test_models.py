@@ -393,7 +393,7 @@ def test_those_that_were_used_last_are_described_first(shard):
     assert [model.name for model in one.models.describe(3)] == ["b", "d", "c"]
 
 
-def test_what_models_leave_in_cycles_is_collected_by_the_megabyte(shard):
+def test_what_models_leave_in_cycles_is_collected_once_it_is_much(shard):
     class Heavy:
         def __init__(self):
             self.own, self.predictor = self, None
@@ -413,20 +413,21 @@ def test_what_models_leave_in_cycles_is_collected_by_the_megabyte(shard):
     one.put("small")
     one.models.unload("small")
     assert traces[0]() is not None, "a small one is not worth the milliseconds"
-    one.put("big", 2 << 20)
+    one.put("big", 2 * module.WORTH_RETURNING)
     one.models.unload("big")
     assert [trace() for trace in traces] == [None, None]
 
 
-@pytest.mark.parametrize(("kept", "looked_for"), [(0, False), (1 << 19, False), (2 << 20, True), (3 << 20, True)])
+@pytest.mark.parametrize(("kept", "looked_for"), [(0, False), (4 << 20, False), (9 << 20, True), (20 << 20, True)])
 def test_what_has_given_its_memory_back_is_not_looked_for(shard, monkeypatch, kept, looked_for):
     """A full collection takes a tenth of a second, in which nobody is answered."""
-    written, collections = [3 << 20], []
+    written, collections = [20 << 20], []
     monkeypatch.setattr(resources, "written", lambda: written[-1])
     monkeypatch.setattr(memory, "give_back", lambda: written.append(kept))
     monkeypatch.setattr(memory, "collect", lambda: collections.append(1))
+    monkeypatch.setattr(module, "artifact_bytes", lambda directory: 20 << 20)
     one = shard()
-    one.put("a", 3 << 20)
+    one.put("a")
     one.models.unload("a")
     assert bool(collections) == looked_for
 
