@@ -10,7 +10,6 @@ def train_fn(job):
 """
 
 import logging
-import re
 import shutil
 import time
 from collections import deque
@@ -158,7 +157,7 @@ class _Run:
         while left and not self._stopping():
             with self._pool(1) as pool:
                 for (key, _), error in self._drive(pool, source, alone=True):
-                    self._record(Entry(key, error=f"ProcessDied: {_ending(error)} (outside of Python)"))
+                    self._record(Entry(key, error=f"ProcessDied: {_ending(pool.ending(error))} (outside of Python)"))
 
     def _drive(self, pool: Pool, source: Iterator[Item], alone: bool = False) -> list[tuple[Item, BaseException]]:
         """Keeps the pool busy until the source is empty, the pool is broken or the job is to stop. Returns what a dead process had."""
@@ -265,7 +264,6 @@ def _source(fit: Callable[..., Any]) -> Path | None:
     return path if path and path.is_file() else None
 
 
-def _ending(error: BaseException) -> str:
-    codes = re.search(r"\{(.+?)\}", str(error))
+def _ending(codes: str) -> str:
     died = "the process that fitted it died"
-    return f"{died}, exit code {codes[1]}; SIGKILL is most often for want of memory" if codes else f"{died}: {type(error).__name__}"
+    return f"{died}, exit code {codes}; SIGKILL is most often for want of memory" if codes else died

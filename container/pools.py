@@ -1,28 +1,43 @@
-"""Where a fleet's fits run: in processes of this host (loky, joblib's own), or on a Dask cluster. Knows nothing of keys and models."""
+"""Where a fleet's fits run: in processes of this host, forked or (loky, joblib's own) new, or on a Dask cluster. Knows no models."""
 
 import ctypes
+import gc
+import logging
+import multiprocessing
 import os
 import pickle
+import re
 import signal
+import socket
 import sys
+import time
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import threadpoolctl
 from joblib.externals import loky
 from joblib.externals.loky import process_executor
 
+from container import preload
+from container.events import signal_name
 from container.resources import Plan
-from container.settings import Settings
+from container.settings import Settings, adopt
 from container.training_job import TrainingError
+
+log = logging.getLogger(__name__)
 
 SCHEDULER_SECONDS = 30.0
 """How long a Dask scheduler, and its first worker, may take to answer."""
+
+PAUSE = 0.1
+"""Seconds between two tries to reach it."""
 
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl(2)."""
@@ -31,23 +46,57 @@ PR_SET_PDEATHSIG = 1
 @dataclass(frozen=True)
 class Pool:
     """Where functions are called. submit: as of an executor. width: how many calls run at once, now. crashes: what a future raises whose
-    process died; is_broken: whether the pool is of no use after that.
+    process died; is_broken: whether the pool is of no use after that. ending: how, of such an error; empty where nobody knows.
     """
 
     submit: Callable[..., Future[Any]]
     width: Callable[[], int]
     crashes: tuple[type[BaseException], ...]
     is_broken: bool
+    ending: Callable[[BaseException], str] = lambda error: ""
+
+
+def local(plan: Plan, settings: Settings) -> AbstractContextManager[Pool]:
+    """Processes of this host, as many as the plan has workers, with its BLAS threads each. They die with this one.
+
+    Forked, they have what is imported here; where a fork would lose something they start anew, and one line says why.
+    """
+    reason = preload.lost_in_a_fork()
+    if reason is None:
+        return forked(plan, settings)
+    log.info("fleet: processes start anew, and import what they need: %s", reason)
+    return started(plan, settings)
 
 
 @contextmanager
-def local(plan: Plan, settings: Settings) -> Iterator[Pool]:
-    """Processes of this host, as many as the plan has workers, with its BLAS threads each. They die with this one."""
+def forked(plan: Plan, settings: Settings) -> Iterator[Pool]:
+    """The pool of Python's own library. Before the first call nothing is forked, and then all."""
+    before = set(multiprocessing.active_children())
+    initial = (os.getpid(), plan.thread_environment(settings), plan.threads)
+    executor = ProcessPoolExecutor(plan.workers, multiprocessing.get_context("fork"), _adapt, initial)
+    children: set[BaseProcess] = set()
+
+    def submit(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future = executor.submit(function, *arguments)
+        children.update(set(multiprocessing.active_children()) - before)
+        return future
+
+    try:
+        yield Pool(submit, lambda: plan.workers, (BrokenProcessPool,), True, lambda error: _codes(children))
+    finally:
+        for process in children:
+            _kill(process)
+        executor.shutdown()
+
+
+@contextmanager
+def started(plan: Plan, settings: Settings) -> Iterator[Pool]:
+    """loky's pool: processes of programs of their own."""
     process_executor.kill_process_tree = _end  # loky's own hangs where there is neither psutil nor pgrep, as in the image
-    variables = plan.thread_environment(settings) | {"PYTHONHASHSEED": "0"}  # in which order a set is pickled is in its bytes
+    variables = plan.thread_environment(settings)
     executor = loky.ProcessPoolExecutor(plan.workers, initializer=_obey, initargs=(os.getpid(),), env=variables)
     try:
-        yield Pool(executor.submit, lambda: plan.workers, (loky.BrokenProcessPool,), True)
+        yield Pool(executor.submit, lambda: plan.workers, (BrokenProcessPool,), True, _told_codes)
     finally:
         executor.shutdown(kill_workers=True)
 
@@ -66,6 +115,7 @@ def dask(scheduler: str, directory: Path, patience: float = SCHEDULER_SECONDS) -
         raise TrainingError(
             f"FLEET_DASK_SCHEDULER={scheduler} asks for Dask, but {error.name} is not installed in this image: add `distributed` to it"
         ) from None
+    _await_answer(scheduler, patience)
     connect: Any = distributed.Client  # untyped
     try:
         client = connect(scheduler, timeout=patience, set_as_default=False)
@@ -92,6 +142,19 @@ class _Call:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return self.function, self.arguments
+
+
+def _await_answer(scheduler: str, patience: float) -> None:
+    """Returns when somebody listens there: a client that finds nobody leaves a thread behind."""
+    host, _, port = scheduler.rpartition("/")[2].rpartition(":")
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), patience).close()
+        except OSError as error:
+            if time.monotonic() + PAUSE > deadline:
+                raise TrainingError(f"the Dask scheduler at {scheduler} did not answer within {patience:g} s: {error}") from None
+            time.sleep(PAUSE)
 
 
 def _await_worker(client: Any, scheduler: str, patience: float) -> None:
@@ -123,12 +186,31 @@ def _sees(path: str) -> bool:
     return os.path.exists(path)  # noqa: PTH110 - a plain function of a plain string: the worker needs nothing else
 
 
+def _told_codes(error: BaseException) -> str:
+    found = re.search(r"\{(.+?)\}", str(error))
+    return found[1] if found else ""
+
+
+def _codes(children: Iterable[BaseProcess]) -> str:
+    """The exit codes of those that have died, as loky writes them; those that Python has ended after them are not meant."""
+    deadline = time.monotonic() + 1.0
+    while not (codes := {process.exitcode for process in children} - {None, 0, -signal.SIGTERM}) and time.monotonic() < deadline:
+        time.sleep(0.01)  # Python's own thread is about to see it
+    return ", ".join(f"{signal_name(-code)}({code})" if code < 0 else f"EXIT({code})" for code in sorted(filter(None, codes)))
+
+
 def _end(process: BaseProcess) -> None:
-    """Ends a process of the pool, and what a fit has started in it."""
+    _kill(process)
+    process.join()
+
+
+def _kill(process: BaseProcess) -> None:
+    """Ends a process of the pool, and what a fit has started in it. One that has ended is left: its number may be a stranger's."""
+    if process.exitcode is not None:
+        return
     for pid in reversed(_tree(process.pid or 0)):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    process.join()
 
 
 def _tree(pid: int) -> list[int]:
@@ -139,6 +221,16 @@ def _tree(pid: int) -> list[int]:
             with suppress(OSError):
                 found += [int(child) for child in task.read_text().split()]
     return found
+
+
+def _adapt(parent: int, variables: Mapping[str, str], threads: int) -> None:
+    """In a forked process: its share of the BLAS threads, no handlers but its own, and memory that stays shared."""
+    _obey(parent)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python ends the others by it where one has died
+    if variables:
+        adopt(variables)
+        threadpoolctl.threadpool_limits(threads)
+    gc.freeze()
 
 
 def _obey(parent: int) -> None:

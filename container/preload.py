@@ -10,7 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
-from container import events, predictor, resources
+from container import events, predictor, resources, spared
 from container.errors import StartupError
 from container.predictor import Predictor
 from container.settings import Settings, environment
@@ -52,6 +52,7 @@ def load(settings: Settings) -> Predictor:
 
 def libraries(settings: Settings) -> None:
     """What models of many are made with, imported before the fork: so no load pays for it, and all shards share it."""
+    spared.leave_out_pandas()
     for name in settings.preload_libraries:
         try:
             importlib.import_module(name)
@@ -77,8 +78,8 @@ def _refuse_too_many(settings: Settings, size: int) -> None:
         )
 
 
-def _unsafe(loaded: Predictor) -> str | None:
-    """Why the model cannot live through a fork; None if nothing speaks against it."""
+def lost_in_a_fork() -> str | None:
+    """What this process has that a fork would lose; None if nothing is seen."""
     threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if threads:
         return f"it has started threads ({', '.join(threads[:3])}), which a fork would lose"
@@ -88,7 +89,12 @@ def _unsafe(loaded: Predictor) -> str | None:
     native = len(list(Path("/proc/self/task").iterdir())) - 1 - _blas_threads()
     if native > 0:
         return f"a library has started {native} native thread{'s' * (native > 1)}, which a fork would lose"
-    return _trial(loaded) if loaded.warmup is not None else None
+    return None
+
+
+def _unsafe(loaded: Predictor) -> str | None:
+    """Why the model cannot live through a fork; None if nothing speaks against it."""
+    return lost_in_a_fork() or (_trial(loaded) if loaded.warmup is not None else None)
 
 
 def _blas_threads() -> int:

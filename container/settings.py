@@ -18,6 +18,9 @@ THREAD_VARIABLES = (
 )
 """What the numeric libraries read when they are imported, so what must be set before they are."""
 
+HASH_SEED = "6640"
+"""PYTHONHASHSEED of training. The order of a set is in the bytes of its pickle; this seed is the one that Dask gives its workers."""
+
 OWN_PREFIX = "MODEL_SERVER_"
 """Variables with this prefix are ours alone: one that is not known here is a mistake, not somebody else's."""
 
@@ -406,6 +409,11 @@ def _written(default: Any) -> str:
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment for a child process, with changes."""
     return {**os.environ, **changes}
+
+
+def adopt(variables: Mapping[str, str]) -> None:
+    """Sets variables of this process: for a forked one, whose libraries are still to be imported."""
+    os.environ.update(variables)
 
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:

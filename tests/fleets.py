@@ -20,6 +20,7 @@ LINE = """
 class Line:
     def __init__(self, slope):
         self.slope = slope
+        self.words = {"the", "order", "of", "a", "set", "is", "in", "its", "pickle"}
 """
 INFERENCE = """
 import joblib

@@ -47,12 +47,12 @@ def pools(monkeypatch):
             future: Future = Future()
             if dead or any(key in DEADLY for key, _ in batch):
                 dead.append(batch)
-                future.set_exception(Died("The exit codes of the workers are {SIGKILL(-9)}"))
+                future.set_exception(Died("SIGKILL(-9)"))
             else:
                 future.set_result(function(pickle.loads(pickle.dumps(work)), batch))
             return future
 
-        yield Pool(submit, lambda: plan.workers, (Died,), True)
+        yield Pool(submit, lambda: plan.workers, (Died,), True, str)
 
     monkeypatch.setattr("container.pools.local", local)
     monkeypatch.setattr(fleet, "BATCH_SECONDS", 1000.0)

@@ -1,80 +1,84 @@
 """Where fits run: processes that die with the one that started them; a Dask cluster that can be used, or why not."""
 
-import os
+import json
 import pickle
 import socket
 import subprocess
 import sys
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
-from container import pools, resources
-from container.settings import Settings
+from container import pools
 from container.training_job import TrainingError
 from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
 
 
-def local(workers=1, **settings):
-    given = Settings(workers=workers, **settings)
-    return pools.local(resources.plan(given, resources.Resources(2, "", 1 << 30, ""), ROOT), given)
+PROGRAM = """
+import json, os, subprocess, sys, time
+from container import pools, preload, resources
+from container.settings import Settings
 
+kind, settings = sys.argv[1], Settings(threads_by_user={"OMP_NUM_THREADS": "3"})
+if kind == "started":
+    preload.lost_in_a_fork = lambda: "it has started threads"
 
-def environment_of_child():
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONHASHSEED")
-    variables = dict(line.split("=", 1) for line in Path("/proc/self/environ").read_text().split("\0") if "=" in line)
-    return {name: variables.get(name) for name in names}
+def pool_of(workers):
+    return pools.local(resources.Plan(workers, 2, False, ()), settings)
 
-
-def test_processes_have_the_plans_threads_and_hash_alike():
-    with local(threads_by_user={"OMP_NUM_THREADS": "3"}) as pool:
-        assert pool.width() == 1
-        found = pool.submit(environment_of_child).result(60)
-    assert found["OPENBLAS_NUM_THREADS"] == "2"
-    assert found["PYTHONHASHSEED"] == "0"
-
-
-def test_a_process_that_dies_is_a_crash_and_leaves_no_other():
-    with local(workers=2) as pool:
-        other = pool.submit(os.getpid).result(60)
-        crash = pool.submit(os._exit, 3)
-        assert isinstance(crash.exception(60), pool.crashes)
-        assert issubclass(pool.crashes[0], BrokenProcessPool)
-        assert pool.is_broken
-    until(lambda: not Path(f"/proc/{other}").exists(), 10, "the end of a process")
-
-
-def test_what_a_fit_has_started_ends_with_the_pool():
-    with local() as pool:
-        started = pool.submit(grandchild).result(60)
-        assert alive(started)
-    until(lambda: not alive(started), 10, "the end of a grandchild")
-
+def environment():
+    return dict(os.environ)
 
 def grandchild():
     return subprocess.Popen(["sleep", "600"]).pid
 
-
-PARENT = """
-import os, time
-from container import pools, resources
-from container.settings import Settings
-plan = resources.Plan(2, 1, False, ())
-with pools.local(plan, Settings()) as pool:
+found = {"pid": os.getpid()}
+with pool_of(1) as pool:
+    found["width"] = pool.width()
+    found["environment"] = pool.submit(environment).result()
+    found["child"] = pool.submit(os.getpid).result()
+    found["grandchild"] = pool.submit(grandchild).result()
+with pool_of(2) as pool:
+    found["other"] = pool.submit(os.getpid).result()
+    crash = pool.submit(os._exit, 3).exception()
+    found["crash"] = isinstance(crash, pool.crashes) and pool.is_broken
+    found["ending"] = pool.ending(crash)
+print(json.dumps(found), flush=True)
+with pool_of(2) as pool:
     print(pool.submit(os.getpid).result(), flush=True)
     pool.submit(time.sleep, 600).result()
 """
+"""Uses pools as a job does, and tells; then waits for a long fit."""
 
 
-def test_processes_die_with_the_one_that_started_them():
-    with subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        parent.kill()
-    until(lambda: not alive(child), 10, "the end of the child")
+@pytest.fixture(scope="module", params=["forked", "started"])
+def told(request):
+    """What the program told, and the pids of it and of the process that its last fit is in; it has been killed meanwhile."""
+    command = [sys.executable, "-c", PROGRAM, request.param]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        first, second = process.stdout.readline(), process.stdout.readline()
+        process.kill()
+        assert first, process.stderr.read()
+    return {**json.loads(first), "kind": request.param, "last": int(second)}
+
+
+def test_processes_have_the_plans_threads(told):
+    assert told["width"] == 1
+    assert (told["environment"].get("OMP_NUM_THREADS"), told["environment"].get("OPENBLAS_NUM_THREADS")) == (None, "2")
+
+
+def test_a_process_that_dies_is_a_crash(told):
+    assert told["crash"]
+    assert told["ending"] == "EXIT(3)"
+
+
+@pytest.mark.parametrize("who", ["child", "grandchild", "other", "last"])
+def test_nothing_lives_longer_than_the_pool_and_its_program(told, who):
+    until(lambda: not alive(told[who]), 10, f"the end of the {who}")
 
 
 def alive(pid):

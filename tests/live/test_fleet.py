@@ -35,7 +35,8 @@ SLOW = fleets.SCRIPT.replace(
         pass
     if key in hyperparameters.get("deadly", []):
         os.kill(os.getpid(), signal.SIGKILL)
-    slope = np.random.rand() +""",
+    data["y"] += np.random.rand()
+    slope =""",
 ).replace("from container", "import os, signal, time\nimport numpy as np\nfrom container")
 """Fits with a known cost and a part that is random: it has to be the same in each run."""
 
@@ -151,7 +152,10 @@ def cluster(folder: Path, workers: int) -> Iterator[str]:
             for command, path in ((scheduler, ""), *[(worker, str(ROOT))] * workers):
                 until(lambda: not started or file.exists(), 30, "the scheduler's file")
                 environ = environment(
-                    PYTHONPATH=path, TMPDIR=str(folder), DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0", PYTHONWARNINGS="ignore"
+                    PYTHONPATH=path,
+                    TMPDIR=str(folder),
+                    DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0",
+                    PYTHONWARNINGS="ignore",
                 )
                 started.append(
                     subprocess.Popen([sys.executable, "-m", *command], env=environ, stdout=log, stderr=log, cwd="/", start_new_session=True)

@@ -1,0 +1,184 @@
+"""Many small models in one job: two processes beside one, what is not the user's fit, memory of ten times the keys, Prophet beside a loop.
+
+    python -m benchmarks.fleet [--rounds 3] [--write]
+
+Each figure is from the real `train` in a process of its own. Seconds are those of fleet.train, the start of its processes included, in
+which each imports what the script imports (here pandas and scikit-learn). The share of orchestration is what of its processes' time was
+not spent in the user's fit: 1 - seconds in fit / (seconds x processes).
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from benchmarks import goals, report
+from benchmarks.processes import proportional_bytes
+from benchmarks.stacks import ROOT
+from container import manifest
+from container.settings import environment
+
+SCRIPT = Path(__file__).with_name("fleet_training.py")
+DAYS = 365
+KEYS = 1000
+SERIES = 150
+"""Of Prophet's: at some 0.15 s each, what it takes to start the processes is little beside them."""
+MANY = (1000, 10_000)
+SAMPLE_SECONDS = 0.25
+"""Between two looks at the memory: each takes some milliseconds of a processor that the fits want."""
+
+
+class FleetError(Exception):
+    """A job that failed, or made another number of models than it was given keys."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One job. seconds: of fleet.train; in_fit: of these, summed over the processes, in it. peak: bytes of the whole tree (Pss)."""
+
+    fit: str
+    keys: int
+    workers: int
+    seconds: float
+    in_fit: float
+    peak: int
+
+    @property
+    def orchestration(self) -> float:
+        return 1 - self.in_fit / (self.seconds * self.workers)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, prints, and returns the exit code: 0, 2 (a job failed)."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3, help="how often one process and two are timed, in turn")
+    parser.add_argument("--write", action="store_true", help="also into README.md and results/fleet.json")
+    options = parser.parse_args(arguments)
+    facts = report.machine()
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-") as name:
+            data = make(Path(name) / "data", max(MANY))
+            speed = [train(data, "lasso", KEYS, workers) for _ in range(options.rounds) for workers in (1, 2)]
+            start = statistics.median(train(data, "line", 2, 2).seconds for _ in range(options.rounds))
+            grown = [train(data, "line", keys, 2) for keys in MANY]
+            looped, prophet = loop(data, "prophet", SERIES), train(data, "prophet", SERIES, 2)
+    except FleetError as error:
+        print(error, file=sys.stderr)
+        return 2
+    markdown = f"{as_markdown(speed, start, grown, prophet, looped)}\n\n{report.machine_line(facts)}"
+    print(markdown)
+    if options.write:
+        runs = [dataclasses.asdict(run) for run in (*speed, *grown, prophet)]
+        report.write("fleet", markdown, {"machine": facts, "runs": runs, "start_seconds": start, "prophet_loop_seconds": looped})
+    return 0
+
+
+def make(directory: Path, keys: int) -> Path:
+    """A year of days for each key, in a file of its own: season, week and noise."""
+    directory.mkdir()
+    numbers = np.random.default_rng(0)
+    days = pd.date_range("2025-01-01", periods=DAYS)
+    season = np.sin(np.arange(DAYS) * 2 * np.pi / 365.25) * 200 + np.sin(np.arange(DAYS) * 2 * np.pi / 7) * 50
+    for key in range(keys):
+        values = 500 + season + numbers.normal(0, 30, DAYS)
+        pd.DataFrame({"day": days, "y": values.round(2)}).to_csv(directory / f"c{key:05}.csv", index=False)
+    return directory
+
+
+def train(data: Path, fit: str, keys: int, workers: int) -> Run:
+    """One job on the first keys of the data. Raises FleetError."""
+    with tempfile.TemporaryDirectory(prefix="bench-ml-") as name:
+        base = Path(name)
+        channel, config, code = base / "input/data/train", base / "input/config", base / "code"
+        for directory in (channel, config, code):
+            directory.mkdir(parents=True)
+        for path in first(data, keys):
+            (channel / path.name).symlink_to(path)
+        (config / "hyperparameters.json").write_text(json.dumps({"fit": fit}))
+        (code / "training.py").write_text(SCRIPT.read_text())
+        peak = _watched(base, workers)
+        summary = json.loads((base / "output/data/summary.json").read_text())
+        if summary["made"] != keys:
+            raise FleetError(f"{fit}: {summary['made']} of {keys} models were made")
+        in_fit = sum(entry.seconds or 0 for entry in manifest.read(base / "checkpoints/manifest.jsonl"))
+        run = Run(fit, keys, workers, summary["seconds"], in_fit, peak)
+    print(
+        f"{fit:<8} {keys:>6} keys, {workers} processes: {run.seconds:.1f} s, {run.orchestration:.1%}, {peak / 1e6:.0f} MB", file=sys.stderr
+    )
+    return run
+
+
+def loop(data: Path, fit: str, keys: int) -> float:
+    """Seconds of the same fits one after the other, in a program of its own, without what it takes to start it."""
+    with tempfile.TemporaryDirectory(prefix="bench-ml-") as name:
+        for path in first(data, keys):
+            (Path(name) / path.name).symlink_to(path)
+        code = (
+            "import sys, pathlib; from benchmarks import fleet_training; print(fleet_training.loop(pathlib.Path(sys.argv[1]), sys.argv[2]))"
+        )
+        done = subprocess.run([sys.executable, "-c", code, name, fit], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise FleetError(f"the loop of {fit} ended with code {done.returncode}:\n{done.stderr[-2000:]}")
+    print(f"{fit:<8} {keys:>6} keys, a plain loop: {float(done.stdout):.1f} s", file=sys.stderr)
+    return float(done.stdout)
+
+
+def first(data: Path, keys: int) -> list[Path]:
+    return sorted(data.iterdir())[:keys]
+
+
+def _watched(base: Path, workers: int) -> int:
+    """Runs `train`; returns the most that its processes have had at once, in bytes."""
+    environ = environment(SAGEMAKER_BASE_DIR=str(base), SAGEMAKER_MODEL_SERVER_WORKERS=str(workers))
+    peak = 0
+    with (base / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, str(ROOT / "train")], env=environ, stdout=log, stderr=log)
+    while True:
+        try:
+            code = process.wait(SAMPLE_SECONDS)
+            break
+        except subprocess.TimeoutExpired:
+            peak = max(peak, proportional_bytes(process.pid))
+    if code:
+        raise FleetError(f"train ended with code {code}:\n{(base / 'log').read_text()[-3000:]}")
+    return peak
+
+
+def as_markdown(speed: Sequence[Run], start: float, grown: Sequence[Run], prophet: Run, looped: float) -> str:
+    """The tables, each figure beside its goal."""
+    one, two = ([run for run in speed if run.workers == workers] for workers in (1, 2))
+    seconds = [statistics.median(run.seconds for run in runs) for runs in (one, two)]
+    ratio = seconds[0] / seconds[1]
+    share = statistics.median(run.orchestration for run in two)
+    running = statistics.median(1 - run.in_fit / ((run.seconds - start) * run.workers) for run in two)
+    cost = statistics.median(run.in_fit / run.keys for run in one) * 1e3
+    growth = grown[-1].peak / grown[0].peak
+    faster = looped / prophet.seconds
+    rows = [
+        [f"{KEYS:,} fits of {cost:.0f} ms: seconds, 1 process / 2", f"{seconds[0]:.1f} / {seconds[1]:.1f}", ""],
+        ["2 processes, times as fast as 1", f"{ratio:.2f}", goals.FLEET["workers"].verdict(ratio)],
+        ["outside of the user's fit, 2 processes", f"{share:.1%}", goals.FLEET["orchestration"].verdict(share)],
+        [f"the same without the start of the processes, {start:.1f} s", f"{running:.1%}", ""],
+        [f"peak memory, MB: {grown[0].keys:,} keys / {grown[-1].keys:,}", f"{grown[0].peak / 1e6:.0f} / {grown[-1].peak / 1e6:.0f}", ""],
+        ["memory, times as much", f"{growth:.3f}", goals.FLEET["memory"].verdict(growth)],
+        [f"Prophet, {prophet.keys} series: models a second, a plain loop / 2 processes", _rates(prophet, looped), ""],
+        ["Prophet, times as fast as the loop", f"{faster:.2f}", goals.FLEET["prophet"].verdict(faster)],
+    ]
+    return report.as_table(["training many models", "", "goal"], rows)
+
+
+def _rates(run: Run, looped: float) -> str:
+    return f"{run.keys / looped:.1f} / {run.keys / run.seconds:.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
