@@ -59,7 +59,7 @@ def main(given: Sequence[str] | None = None) -> int:
 
 def _hash_alike() -> None:
     """Starts this program again (same pid) if texts hash by chance: the order of a set decides the bytes of its pickle, and more."""
-    if environment().get("PYTHONHASHSEED", "random") == "random" and not sys.flags.ignore_environment:
+    if environment().get("PYTHONHASHSEED") in (None, "", "random") and not sys.flags.ignore_environment:
         os.execve(sys.executable, sys.orig_argv, environment(PYTHONHASHSEED=HASH_SEED))  # noqa: S606 - the very program that runs here
 
 
