@@ -17,7 +17,7 @@ BUILD_ARGS = $(foreach name,BASE SPACY_MODEL PIP_INDEX_URL PIP_EXTRA_INDEX_URL P
 PLAIN_MANIFEST = $(shell docker buildx version >/dev/null 2>&1 && echo --provenance=false)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve serve-many energy test lint image image-mms serve-docker bench bench-many faults lock clean .venv .venv-bench
+.PHONY: help serve serve-many energy test lint image image-mms serve-docker bench bench-many faults faults-many lock clean .venv .venv-bench
 MAKEFLAGS += --no-print-directory
 
 help: ## this list
@@ -59,6 +59,10 @@ bench-many: .venv .venv-bench ## thousands of models, beside a stock Multi Model
 
 faults: .venv ## killed workers, SIGTERM under load, 50,000 mutated requests (about 3 minutes)
 	@.venv/bin/python -m benchmarks.faults
+
+faults-many: .venv image ## 200 models that do not all fit into 1 GB, then shards killed as well (Docker, about 4 minutes) [IMAGE=berth]
+	@.venv/bin/python -m benchmarks.many_faults --image $(IMAGE)
+	@.venv/bin/python -m benchmarks.loads_beside
 
 lock: .venv ## write the lock files anew from pyproject.toml [LOCK_FLAGS=--upgrade]
 	@requirements/lock.sh $(LOCK_FLAGS)
