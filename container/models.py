@@ -1,6 +1,5 @@
 """The loaded models of one process: load, get, unload. Knows nothing of HTTP, nor of other processes."""
 
-import gc
 import itertools
 import logging
 import os
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import gevent
 from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
@@ -41,7 +41,9 @@ LARGE = 8
 MINIMUM = 64 * 1024
 """Bytes that any model takes besides its artifact."""
 WORTH_RETURNING = 2**23
-"""So many bytes may be left behind by models that are gone before they are looked for: nobody is answered for that tenth of a second."""
+"""So many bytes may be left behind by models that are gone before they are looked for, which takes milliseconds."""
+QUIET_SECONDS = 1.0
+"""After so long the few that were unloaded last are looked for, too."""
 RESIDUE = 8 * 1024
 """Bytes that a model may leave behind, whatever it gave back."""
 TRIAL_SECONDS = 300.0
@@ -100,6 +102,7 @@ class Models:
         self._load_predictor = load or (lambda directory: predictor.load(settings, directory))
         self._models: OrderedDict[str, Model] = OrderedDict()  # in the order of their last use
         self._owed = 0
+        self._returning: gevent.Greenlet[[], None] | None = None
         self.changes = 0
         self._loading: dict[str, _Loading] = {}
         self._threads = ThreadPool(PARALLEL_LOADS)
@@ -194,6 +197,7 @@ class Models:
                 model.loads, model.hits, model.last_use = predecessor.loads + 1, predecessor.hits, predecessor.last_use
             self._models[name] = model
             self.changes += 1
+            memory.collect_rarely(len(self._models))
         except BaseException as error:
             self._reclaim(max(0, resources.written() - before))
             loading.error = ClientError(str(error)) if isinstance(error, StartupError) else error
@@ -245,7 +249,6 @@ class Models:
             loaded = _clear_of_memory(self._load_predictor, directory)
         else:
             loaded = self._beside(_clear_of_memory, self._load_predictor, directory)
-        gc.freeze()  # or each collection would walk all models
         return loaded
 
     def _measure(self, name: str, directory: Path) -> int:
@@ -272,9 +275,16 @@ class Models:
         """
         self._owed += size + RESIDUE
         if self._owed >= WORTH_RETURNING:
-            self._owed = 0
-            memory.collect()
-            memory.give_back()
+            self._return_memory()
+        elif self._returning is None:
+            self._returning = gevent.spawn_later(QUIET_SECONDS, self._return_memory)
+
+    def _return_memory(self) -> None:
+        self._owed, returning, self._returning = 0, self._returning, None
+        if returning is not None and returning is not gevent.getcurrent():
+            returning.kill(block=False)
+        memory.collect()
+        memory.give_back()
 
     def _await_idle(self, model: Model) -> None:
         if model.active:

@@ -3,6 +3,7 @@
 import array
 import gc
 import re
+import urllib.parse
 import weakref
 
 import gevent
@@ -98,19 +99,37 @@ def test_what_is_a_want_of_memory(error, cause, short):
     assert memory.ran_out(error) == short
 
 
-def test_what_was_frozen_is_collected_too():
+def test_cycles_are_collected_but_what_is_frozen_stays():
     class Cycle:
         def __init__(self):
             self.own = self
 
-    cycle = Cycle()
-    trace = weakref.ref(cycle)
+    frozen = weakref.ref(Cycle())
     gc.freeze()
-    del cycle
-    gc.collect()
-    assert trace() is not None
+    loaded = weakref.ref(Cycle())
+    try:
+        memory.collect()
+        assert (loaded() is None, frozen() is None) == (True, False)
+    finally:
+        gc.unfreeze()
+        gc.collect()
+
+
+def test_caches_let_go_of_what_models_left():
+    urllib.parse.urlsplit("/models/m1/invoke")
     memory.collect()
-    assert trace() is None
+    assert urllib.parse.urlsplit.cache_info().currsize == 0  # type: ignore[attr-defined]
+
+
+def test_full_collections_are_the_rarer_the_more_models_there_are():
+    before = gc.get_threshold()
+    try:
+        memory.collect_rarely(5000)
+        assert gc.get_threshold() == (*before[:2], memory.FULL_EVERY + 5000)
+        memory.collect_rarely(0)
+        assert gc.get_threshold()[2] == memory.FULL_EVERY
+    finally:
+        gc.set_threshold(*before)
     gc.unfreeze()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from container import memory, resources
 from container import models as module
@@ -416,6 +417,21 @@ def test_what_models_leave_in_cycles_is_collected_once_it_is_much(shard):
     one.put("big", 2 * module.WORTH_RETURNING)
     one.models.unload("big")
     assert [trace() for trace in traces] == [None, None]
+
+
+def test_the_last_that_were_unloaded_are_looked_for_when_it_is_quiet(shard, monkeypatch):
+    looked = Event()
+    monkeypatch.setattr(module, "QUIET_SECONDS", 0.01)
+    monkeypatch.setattr(memory, "collect", looked.set)
+    one = shard()
+    for name in ("a", "b"):
+        one.put(name)
+        one.models.unload(name)
+    assert looked.wait(DEADLINE)
+    looked.clear()
+    one.put("c")
+    one.models.unload("c")
+    assert looked.wait(DEADLINE), "and again after that"
 
 
 @pytest.mark.parametrize(("kept", "looked_for"), [(0, False), (4 << 20, False), (9 << 20, True), (20 << 20, True)])
