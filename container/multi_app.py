@@ -17,7 +17,7 @@ import gevent
 from werkzeug.routing import BaseConverter
 
 from container import isolation, memory, peers, preload
-from container.errors import ClientError, Conflict, ModelNotFound, ServingError, to_response
+from container.errors import ClientError, Conflict, InsufficientStorage, ModelNotFound, ServingError, to_response
 from container.exchange import Front, Stream, direct, http
 from container.memory import Budget
 from container.message import Response
@@ -79,7 +79,7 @@ class MultiApp(Front):
             response = model.endpoint.invoke(environ, self.counters, name)
         except (Exception, SystemExit) as error:
             model.leave()
-            return self.failed(error, environ)
+            return self.failed(_short_of_memory(error) if memory.ran_out(error) else error, environ)
         if isinstance(response.body, Stream):
             response.body.then(model.leave)
         else:
@@ -190,6 +190,13 @@ def _wanted(body: bytes) -> tuple[str, str]:
     if not {".", ".."}.isdisjoint(name.split("/")) or any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in name):
         raise ClientError(f"model_name {name!r} cannot be part of a path: none has NUL, half a character, or '.' or '..' between slashes")
     return name, url
+
+
+def _short_of_memory(error: BaseException) -> InsufficientStorage:
+    """What has the platform unload others, and ask again."""
+    refusal = InsufficientStorage("there was not enough memory for this prediction")
+    refusal.__cause__ = error
+    return refusal
 
 
 def _request_id() -> str:

@@ -429,6 +429,15 @@ def test_what_each_model_has_done_is_told_in_metrics(stack):
     assert [key for key in told(many) if key[:2] == ("berth_models_loads", "a")] == []
 
 
+def test_a_prediction_that_runs_out_of_memory_is_507_so_that_others_make_room(stack):
+    many = stack(1)
+    many.load("a", many.code("hungry", "def model_fn(d): return d\ndef predict_fn(d, m): raise MemoryError('of 1 TB')\n"))
+    refused = many.invoke("a")
+    assert (refused.status_code, refused.json["code"], refused.json["request_id"]) == (507, 507, "r-7")
+    assert refused.json["message"] == "there was not enough memory for this prediction"
+    assert many.listed() == ["a"]
+
+
 def test_figures_are_written_when_something_has_changed_and_then_once(stack):
     many = stack(1)
     figures = many.directory / "metrics/models-0.json"
