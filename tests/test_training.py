@@ -507,7 +507,9 @@ def test_a_variable_that_cannot_be_used_is_the_jobs_failure(base):
     assert (base / "output/failure").read_text().startswith("SAGEMAKER_CONTAINER_LOG_LEVEL='loud' cannot be used")
 
 
-@pytest.mark.parametrize(("given", "seed"), [({"PYTHONHASHSEED": ""}, "6640"), ({"PYTHONHASHSEED": "random"}, "6640"), ({"PYTHONHASHSEED": "5"}, "5")])
+@pytest.mark.parametrize(
+    ("given", "seed"), [({"PYTHONHASHSEED": ""}, "6640"), ({"PYTHONHASHSEED": "random"}, "6640"), ({"PYTHONHASHSEED": "5"}, "5")]
+)
 def test_texts_hash_alike_in_every_job(base, given, seed):
     write(base, "code/training.py", "import os\ndef train_fn(job): print(os.environ['PYTHONHASHSEED'], os.getpid())\n")
     with start(base, **given) as job:
