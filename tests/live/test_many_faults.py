@@ -33,16 +33,21 @@ def test_what_does_not_fit_makes_room_and_no_client_sees_it(launch, fleet):
         outcomes = fleet.drive(endpoint, fleet.requests(REQUESTS, seed=2), CLIENTS)
         assert zipf.wrong(outcomes) == []
         assert zipf.statuses(outcomes) == {200: REQUESTS}
-        assert endpoint.calls["load", 507] > 50, "not all fit"
+        assert endpoint.calls["load", 507] > 20, "not all fit"
         assert zipf.wrong_afterwards(fleet, endpoint) == []
         assert server.pids("worker") == shards
 
 
 def test_killed_shards_cost_the_requests_that_they_have_and_no_more(launch, fleet):
+    outcomes = list[zipf.Outcome]()
     with zipf.container(launch, MEMORY, fleet) as (server, endpoint):
         with zipf.killing(server, every=1) as killed:
-            outcomes = fleet.drive(endpoint, fleet.requests(REQUESTS, seed=3), CLIENTS)
-        assert len(killed) >= 2
+            for seed in range(30):
+                outcomes += fleet.drive(endpoint, fleet.requests(100, seed), CLIENTS)
+                if len(killed) >= 3:
+                    break
+        assert len(killed) >= 3
         assert zipf.wrong(outcomes) == []
         assert sum(outcome.status != 200 for outcome in outcomes) <= zipf.most_failures(len(killed), CLIENTS)
         assert zipf.wrong_afterwards(fleet, endpoint) == []
+        assert zipf.gone(server) == len(killed), "and no shard has died of anything else"

@@ -171,6 +171,11 @@ def wrong(outcomes: Sequence[Outcome]) -> list[str]:
     return [outcome.wrong for outcome in outcomes if outcome.wrong]
 
 
+def gone(server: Server) -> int:
+    """How many shards have died, of whatever."""
+    return sum(line.count(") is gone: ") for line in server.logs().splitlines() if "container.supervisor: worker " in line)
+
+
 def most_failures(killed: int, clients: int) -> int:
     """What killed shards may cost: each client the request that it has there, and one more before the successor listens."""
     return killed * clients * 2
