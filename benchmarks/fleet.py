@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,12 @@ from container.settings import environment
 
 SCRIPT = Path(__file__).with_name("fleet_training.py")
 DAYS = 365
-KEYS = 1000
-SERIES = 150
-"""Of Prophet's: at some 0.15 s each, what it takes to start the processes is little beside them."""
+KEYS = 500
+SERIES = 200
+"""Of Prophet's: at some 0.05 s each, what it takes to start the processes is little beside them."""
 MANY = (1000, 10_000)
+COUNTED = 60_000_000
+"""Numbers that a bare loop goes through, in some three seconds."""
 SAMPLE_SECONDS = 0.25
 """Between two looks at the memory: each takes some milliseconds of a processor that the fits want."""
 
@@ -67,18 +70,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="bench-") as name:
             data = make(Path(name) / "data", max(MANY))
-            speed = [train(data, "lasso", KEYS, workers) for _ in range(options.rounds) for workers in (1, 2)]
+            speed, bare = list[Run](), list[float]()
+            for _ in range(options.rounds):
+                speed += [train(data, "lasso", KEYS, workers) for workers in (1, 2)]
+                bare.append(bare_ratio())
             start = statistics.median(train(data, "line", 2, 2).seconds for _ in range(options.rounds))
             grown = [train(data, "line", keys, 2) for keys in MANY]
             looped, prophet = loop(data, "prophet", SERIES), train(data, "prophet", SERIES, 2)
     except FleetError as error:
         print(error, file=sys.stderr)
         return 2
-    markdown = f"{as_markdown(speed, start, grown, prophet, looped)}\n\n{report.machine_line(facts)}"
+    markdown = f"{as_markdown(speed, statistics.median(bare), start, grown, prophet, looped)}\n\n{report.machine_line(facts)}"
     print(markdown)
     if options.write:
         runs = [dataclasses.asdict(run) for run in (*speed, *grown, prophet)]
-        report.write("fleet", markdown, {"machine": facts, "runs": runs, "start_seconds": start, "prophet_loop_seconds": looped})
+        report.write(
+            "fleet", markdown, {"machine": facts, "runs": runs, "start_seconds": start, "bare_ratios": bare, "prophet_loop_seconds": looped}
+        )
     return 0
 
 
@@ -132,6 +140,20 @@ def loop(data: Path, fit: str, keys: int) -> float:
     return float(done.stdout)
 
 
+def bare_ratio() -> float:
+    """How many times as fast two processes are as one here and now, where they only count: other programs may want the processors, too."""
+
+    def seconds(processes: int, numbers: int) -> float:
+        command = [sys.executable, "-c", f"for number in range({numbers}): number * number"]
+        begin = time.perf_counter()
+        started = [subprocess.Popen(command) for _ in range(processes)]
+        codes = [process.wait() for process in started]
+        assert codes == [0] * processes
+        return time.perf_counter() - begin
+
+    return seconds(1, 2 * COUNTED) / seconds(2, COUNTED)
+
+
 def first(data: Path, keys: int) -> list[Path]:
     return sorted(data.iterdir())[:keys]
 
@@ -153,7 +175,7 @@ def _watched(base: Path, workers: int) -> int:
     return peak
 
 
-def as_markdown(speed: Sequence[Run], start: float, grown: Sequence[Run], prophet: Run, looped: float) -> str:
+def as_markdown(speed: Sequence[Run], bare: float, start: float, grown: Sequence[Run], prophet: Run, looped: float) -> str:
     """The tables, each figure beside its goal."""
     one, two = ([run for run in speed if run.workers == workers] for workers in (1, 2))
     seconds = [statistics.median(run.seconds for run in runs) for runs in (one, two)]
@@ -166,6 +188,7 @@ def as_markdown(speed: Sequence[Run], start: float, grown: Sequence[Run], prophe
     rows = [
         [f"{KEYS:,} fits of {cost:.0f} ms: seconds, 1 process / 2", f"{seconds[0]:.1f} / {seconds[1]:.1f}", ""],
         ["2 processes, times as fast as 1", f"{ratio:.2f}", goals.FLEET["workers"].verdict(ratio)],
+        ["the same of a bare loop that counts, then and there", f"{bare:.2f}", ""],
         ["outside of the user's fit, 2 processes", f"{share:.1%}", goals.FLEET["orchestration"].verdict(share)],
         [f"the same without the start of the processes, {start:.1f} s", f"{running:.1%}", ""],
         [f"peak memory, MB: {grown[0].keys:,} keys / {grown[-1].keys:,}", f"{grown[0].peak / 1e6:.0f} / {grown[-1].peak / 1e6:.0f}", ""],
