@@ -108,6 +108,8 @@ def shard(tmp_path):
     yield start
     for each in opened:
         each.load.gate.set()
+        if each.models._returning is not None:
+            each.models._returning.kill()  # or it would come in the midst of the next test
         each.models._threads.kill()
         each.ledger.close()
 
