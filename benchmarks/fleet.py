@@ -31,8 +31,8 @@ from container.settings import environment
 SCRIPT = Path(__file__).with_name("fleet_training.py")
 DAYS = 365
 KEYS = 500
-SERIES = 200
-"""Of Prophet's: at some 0.05 s each, what it takes to start the processes is little beside them."""
+SERIES = 600
+"""Of Prophet's: at some 0.05 s each, Stan, which each process loads in 0.4 s, is little beside them."""
 MANY = (1000, 10_000)
 COUNTED = 60_000_000
 """Numbers that a bare loop goes through, in some three seconds."""
