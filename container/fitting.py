@@ -148,11 +148,9 @@ def _fit(work: Work, fit: Fit, key: str, data: pd.DataFrame) -> tuple[Any, dict[
 def table(path: Path, content: bytes) -> pd.DataFrame:
     """The rows of a key: CSV as pandas reads it, Parquet with the types that it has. content: of the file."""
     if path.suffix == ".parquet":
-        import duckdb  # with its 60 MB only where it is needed
+        from container import parquet  # DuckDB is 60 MB, for those who need it
 
-        with duckdb.connect(config={"threads": 1}) as connection:
-            found: pd.DataFrame = connection.read_parquet(str(path)).df()
-        return found
+        return parquet.table(path)
     rows: pd.DataFrame = pd.read_csv(io.BytesIO(content), compression="gzip" if path.suffix == ".gz" else None)
     return rows
 

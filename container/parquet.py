@@ -1,13 +1,18 @@
-"""Parquet files through DuckDB: split by a column in bounded memory, and made of CSV files. The only module that imports DuckDB here."""
+"""Parquet files through DuckDB: read, split by a column in bounded memory, made of CSV files. The only module that imports DuckDB."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 
 from container import keys
 from container.rows import LONGEST_ROW, Bad, InputError
+
+if TYPE_CHECKING:
+    import pandas as pd  # a split has no memory to spare for it
 
 WRITERS = {
     ".csv": "FORMAT csv, HEADER",
@@ -42,6 +47,12 @@ def engine(directory: Path, memory: int, cpus: int) -> Iterator[duckdb.DuckDBPyC
         raise InputError(f"{memory >> 20} MB for DuckDB are too few for these rows, give --memory more: {_first_line(error)}") from error
     except duckdb.Error as error:
         raise InputError(f"DuckDB cannot go on: {_first_line(error)}") from error
+
+
+def table(file: Path) -> "pd.DataFrame":
+    """The rows of a file, with the types that it has."""
+    with duckdb.connect(config={"threads": 1, "autoinstall_known_extensions": False}) as connection:
+        return connection.execute(f"FROM {_reader([file])}").df()
 
 
 def columns(connection: duckdb.DuckDBPyConnection, file: Path) -> tuple[tuple[str, str], ...]:
@@ -83,7 +94,7 @@ def of_csv(connection: duckdb.DuckDBPyConnection, file: Path, names: Sequence[st
     """Writes the rows of a good CSV file as Parquet: every value is the text that it was, an empty one is null."""
     types = ", ".join(f"{_literal(name)}: 'VARCHAR'" for name in names)
     options = f"header=true, auto_detect=false, delim=',', quote='\"', escape='\"', strict_mode=false, max_line_size={2 * LONGEST_ROW}"
-    source = f"FROM read_csv({_literal(file)}, columns={{{types}}}, {options}, parallel=false)"
+    source = f"FROM read_csv({_exactly(file)}, columns={{{types}}}, {options}, parallel=false)"
     connection.execute(f"COPY ({source}) TO {_literal(target)} ({WRITERS['.parquet']}, USE_TMP_FILE false)")
 
 
@@ -99,7 +110,12 @@ def _where(connection: duckdb.DuckDBPyConnection, files: Sequence[Path], key: st
 
 
 def _reader(files: Sequence[Path]) -> str:
-    return f"read_parquet([{', '.join(map(_literal, files))}], hive_partitioning=false)"
+    return f"read_parquet([{', '.join(map(_exactly, files))}], hive_partitioning=false)"
+
+
+def _exactly(file: Path) -> str:
+    """A file to read, by its name: DuckDB takes names for patterns, and would read `c1` where `c[1]` is meant."""
+    return _literal(re.sub(r"[*?[]", r"[\g<0>]", str(file)))
 
 
 def _literal(value: Path | str) -> str:

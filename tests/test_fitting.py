@@ -69,6 +69,15 @@ def test_parquet_keeps_its_types(tmp_path):
     assert found.y.astype(float).tolist() == [0, 1.5, 3]
 
 
+@pytest.mark.parametrize("name", ["c[1]", "c?", "c*", "c[!x]"])
+def test_parquet_of_a_name_that_looks_like_a_pattern_is_that_file(tmp_path, name):
+    for number, stem in enumerate(("c1", name)):
+        duckdb.sql(f"COPY (SELECT {number} AS y) TO '{tmp_path / 'y.parquet'}'")
+        (tmp_path / "y.parquet").rename(tmp_path / f"{stem}.parquet")
+    path = tmp_path / f"{name}.parquet"
+    assert fitting.table(path, path.read_bytes()).y.tolist() == [1]
+
+
 def raising(error: BaseException):
     def fit(key, data, hyperparameters):
         raise error

@@ -275,6 +275,16 @@ def test_parquet_keeps_its_types_and_order(tmp_path):
         assert found.fetchall() == expected.fetchall()
 
 
+@pytest.mark.parametrize("kind", [".csv", ".parquet"])
+def test_names_that_look_like_patterns_are_those_files(tmp_path, kind):
+    for number, name in enumerate(("in1/a1", "in[1]/a[1]")):
+        duckdb.sql(f"COPY (SELECT 'k' AS id, {number} AS v) TO '{tmp_path / 'table'}' ({KIND[kind]})")
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / "table").rename(tmp_path / f"{name}{kind}")
+    prepare.split(tmp_path / "in[1]", tmp_path / "out[1]", "id", suffix=".parquet")
+    assert query(f"SELECT v::INTEGER FROM '{tmp_path}/out[[]1]/k.parquet'").fetchall() == [(1,)]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
 def test_parquet_as_csv(tmp_path, suffix):
     parquet(tmp_path / "in/1.parquet", "SELECT * FROM (VALUES (1.50, 'a/b', 'x,y'), (2.25, 'b', NULL), (3, 'a/b', 'z')) t(v, id, \"w w\")")
