@@ -36,13 +36,13 @@ class Record:
     """What a bundle says of itself. Nothing in it depends on when, where or how fast it was made.
 
     made_from: a digest of all that decides the model. rows: how many it was fitted on. metrics: name -> what fit returned with the
-    model. sha256: of every other file of the bundle, by name.
+    model, None if it was not finite. sha256: of every other file of the bundle, by name.
     """
 
     key: str
     made_from: str
     rows: int
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, float | None]
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 

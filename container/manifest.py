@@ -13,14 +13,14 @@ class Entry:
     """What became of one key.
 
     seconds: of the user's fit; None where only an earlier run could tell. rows: of the input, None if it could not be read.
-    metrics: name -> number, as fit returned them. file, sha256: the artifact's name and digest. error: why there is none,
+    metrics: name -> number, as fit returned them, None for one that was not finite. file, sha256: the artifact's name and digest. error: why there is none,
     `Type: message (file:line in function)`.
     """
 
     key: str
     seconds: float | None = None
     rows: int | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
     file: str | None = None
     sha256: str | None = None
     error: str | None = None

@@ -40,7 +40,7 @@ class Progress:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Name -> mean of what fit returned, over the keys that have it."""
+        """Name -> mean of what fit returned, over the keys that have a finite one."""
         return {name: self._sums[name] / count for name, count in sorted(self._counts.items())}
 
     def add(self, entry: Entry) -> None:
@@ -52,8 +52,9 @@ class Progress:
         else:
             self.made += 1
         for name, value in entry.metrics.items():
-            self._sums[name] += value  # type: ignore[assignment]  # Counter's are whole numbers to mypy alone
-            self._counts[name] += 1
+            if value is not None:
+                self._sums[name] += value  # type: ignore[assignment]  # Counter's are whole numbers to mypy alone
+                self._counts[name] += 1
         if self._bar is not None:
             self._bar.set_postfix_str(f"{self.failed} failed" if self.failed else "", refresh=False)
             self._bar.update()
@@ -93,6 +94,7 @@ class Progress:
 def _bar(total: int) -> Any:
     import tqdm  # type: ignore[import-untyped]  # spaCy's dependency
 
+    tqdm.tqdm.monitor_interval = 0  # its thread would be lost in a fork, so that there would be none
     return tqdm.tqdm(total=total, unit="model", desc="fleet", dynamic_ncols=True)
 
 

@@ -1,6 +1,7 @@
 """What is said of a fleet while it is trained."""
 
 import re
+import threading
 
 import pytest
 
@@ -15,7 +16,7 @@ class Clock:
         return self.now
 
 
-def made(seconds: float | None = 1.0, error: str | None = None, **metrics: float) -> Entry:
+def made(seconds: float | None = 1.0, error: str | None = None, **metrics: float | None) -> Entry:
     return Entry("a", seconds, metrics=metrics, error=error)
 
 
@@ -48,7 +49,7 @@ def test_line(clock, entries, seconds, line):
 
 def test_metrics_fit_the_regex_of_a_metric_definition(clock):
     found = progress(clock)
-    for entry in (made(mae=1.0), made(mae=2.0, mase=0.5), made(None), made(error="x")):
+    for entry in (made(mae=1.0), made(mae=2.0, mase=0.5), made(None, mae=None), made(error="x")):
         found.add(entry)
     clock.now += 2
     text = found.measured()
@@ -76,5 +77,6 @@ def test_a_bar_on_a_terminal(clock, caplog, capsys):
     clock.now += 60
     found.tell()
     found.close()
+    assert threading.enumerate() == [threading.main_thread()], "or nothing is forked"
     assert len(caplog.messages) == 1
     assert re.search(r"fleet: 100%.*2/2.*1 failed", capsys.readouterr().err)

@@ -211,4 +211,5 @@ def test_two_hosts_train_and_one_endpoint_serves(start, tmp_path):
         for name in served:
             answer = endpoint.invoke(name, b"2.0")
             slope = bundles.read(artifacts / name).metrics["slope"]
+            assert slope is not None
             assert (answer.status, json.loads(answer.body)) == (200, [[2 * slope]]), answer
