@@ -2,6 +2,7 @@
 
 import atexit
 import io
+import math
 import random
 import shutil
 import sys
@@ -126,7 +127,7 @@ def _finished(artifact: Path, made_from: str) -> Entry | None:
     return Entry(record.key, None, record.rows, record.metrics, artifact.name, sha256(artifact.read_bytes()).hexdigest())
 
 
-def _fit(work: Work, fit: Fit, key: str, data: pd.DataFrame) -> tuple[Any, dict[str, float], float]:
+def _fit(work: Work, fit: Fit, key: str, data: pd.DataFrame) -> tuple[Any, dict[str, float | None], float]:
     """(model, metrics, seconds). What is random starts from the key, so that neither the order nor the process decides."""
     seed = int(sha256(key.encode()).hexdigest()[:8], 16)
     random.seed(seed)
@@ -155,10 +156,11 @@ def table(path: Path, content: bytes) -> pd.DataFrame:
     return rows
 
 
-def _number(name: object, value: object) -> float:
+def _number(name: object, value: object) -> float | None:
+    """A metric; None for one that is not finite, which JSON cannot say, and which would be the mean of all."""
     if not isinstance(value, Real):
         raise TypeError(f"fit returned {value!r} as metric {name!r}; a number was expected")
-    return float(value)
+    return float(value) if math.isfinite(value) else None
 
 
 def _load(work: Work) -> Fit:
@@ -178,7 +180,7 @@ def _load(work: Work) -> Fit:
 def _here(work: Work) -> Path:
     """The script as this process finds it: where it was, or, on another machine, unpacked from what came with the work."""
     assert work.script is not None
-    if work.script.is_file() and work.script.read_bytes() == work.code.get(work.script.name):
+    if all(_has(work.script.parent / name, content) for name, content in work.code.items()):
         return work.script
     directory = Path(tempfile.mkdtemp(prefix=UNPACKED))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
@@ -187,6 +189,10 @@ def _here(work: Work) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return directory / work.script.name
+
+
+def _has(file: Path, content: bytes) -> bool:
+    return file.is_file() and file.read_bytes() == content
 
 
 def _forget(directory: Path) -> None:

@@ -112,6 +112,11 @@ def test_input_that_cannot_be_read_is_the_keys_error(one, text, error):
     assert (entry.rows, entry.seconds) == (None, None)
 
 
+def test_a_metric_that_is_not_finite_is_none(one):
+    entry = one(lambda key, data, hyperparameters: (Model(), {"r2": float("nan"), "mae": np.float32(0.5), "mape": np.inf}))
+    assert (entry.error, entry.metrics) == (None, {"r2": None, "mae": 0.5, "mape": None})
+
+
 @pytest.mark.parametrize("made", [(1, 2), (Model(), 3)])
 def test_a_tuple_without_metrics_is_a_model_itself(one, made):
     assert one(lambda key, data, hyperparameters: made).error.startswith("TypeError: fit returned tuple, which has no predict")
@@ -150,8 +155,9 @@ def on_another_machine(work: Work) -> Work:
     return Work(**{**vars(work), "script": Path("/nowhere") / work.script.name})
 
 
-def test_code_comes_with_the_work_where_it_is_not(tmp_path, script, monkeypatch):
+def test_code_comes_with_the_work_where_it_is_not(tmp_path, tmp_path_factory, script, monkeypatch):
     monkeypatch.setattr(fitting, "_loaded", {})
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("unpacked")))
     for value in (1, 2):  # the second time in a process that has had the first
         script(f"VALUE = {value}", "helper.py")
         path = script(SCRIPT, "training.py").base_dir / "training.py"
@@ -163,6 +169,18 @@ def test_code_comes_with_the_work_where_it_is_not(tmp_path, script, monkeypatch)
         fit = fitting._load(work)
         assert fit("a", None, {}).value == value
         assert fitting.UNPACKED in fit.__code__.co_filename
+
+
+def test_code_comes_with_the_work_where_a_helper_is_another(tmp_path, tmp_path_factory, script, monkeypatch):
+    monkeypatch.setattr(fitting, "_loaded", {})
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("unpacked")))
+    script("VALUE = 1", "code/helper.py")
+    path = script(SCRIPT, "code/training.py").base_dir / "code/training.py"
+    work = Work.of(user_code.import_script(path).fit, path, {}, tmp_path, ".")
+    script("VALUE = 2", "code/helper.py")
+    for name in ("helper", "training"):
+        sys.modules.pop(name, None)
+    assert fitting._load(work)("a", None, {}).value == 1
 
 
 def test_a_script_that_cannot_be_imported_is_said_by_name(tmp_path):
