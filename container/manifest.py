@@ -13,8 +13,8 @@ class Entry:
     """What became of one key.
 
     seconds: of the user's fit; None where only an earlier run could tell. rows: of the input, None if it could not be read.
-    metrics: name -> number, as fit returned them, None for one that was not finite. file, sha256: the artifact's name and digest. error: why there is none,
-    `Type: message (file:line in function)`.
+    metrics: name -> number, as fit returned them, None for one that was not finite. file, sha256: the artifact's name and digest.
+    error: why there is none, `Type: message (file:line in function)`.
     """
 
     key: str
