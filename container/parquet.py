@@ -1,7 +1,7 @@
 """Parquet files through DuckDB: read, split by a column in bounded memory, made of CSV files. The only module that imports DuckDB."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +19,8 @@ WRITERS = {
     ".csv.gz": "FORMAT csv, HEADER, COMPRESSION gzip",
     ".parquet": "FORMAT parquet",
 }
-NAMED = 10
-"""Rows named of each key that makes no file's name; the rest are counted."""
+NAMED = 100
+"""Rows named whose key makes no file's name; the rest are counted."""
 
 NUMBER = '"%number"'
 """The column of the rows' order while they are sorted."""
@@ -73,20 +73,23 @@ def split(
     numbered = f"SELECT *, row_number() OVER () AS {NUMBER} FROM {_reader(files)}"  # noqa: S608 - names are quoted, here and below
     connection.execute(f"CREATE TABLE sorted AS SELECT * EXCLUDE {NUMBER} FROM ({numbered}) ORDER BY {key}, {NUMBER}")  # noqa: S608
     groups = connection.execute(f"SELECT {key}, min(rowid), max(rowid) FROM sorted GROUP BY 1 ORDER BY 2").fetchall()  # noqa: S608
-    rows = written = 0
+    rows = written = bad = 0
+    refused: dict[str | None, str] = {}
     for value, first, last in groups:
         try:
             path = target / f"{keys.file_name(value or '')}{suffix}"
         except ValueError as error:
-            named = list(_where(connection, files, key, value, str(error)))
-            for bad in named[:-1]:
-                reject(bad, 1)
-            reject(named[-1], last - first + 2 - len(named))
+            bad += last - first + 1
+            if len(refused) < NAMED:
+                refused[value] = str(error)
             continue
         source = f"SELECT * FROM sorted WHERE rowid BETWEEN {first} AND {last}"  # noqa: S608
         connection.execute(f"COPY ({source}) TO {_literal(path)} ({WRITERS[suffix]}, USE_TMP_FILE false)")
         rows += last - first + 1
         written += 1
+    named = list(_where(connection, files, key, refused))
+    for number, row in enumerate(named, 1):
+        reject(row, 1 if number < len(named) else bad - len(named) + 1)
     return rows, written
 
 
@@ -98,14 +101,15 @@ def of_csv(connection: duckdb.DuckDBPyConnection, file: Path, names: Sequence[st
     connection.execute(f"COPY ({source}) TO {_literal(target)} ({WRITERS['.parquet']}, USE_TMP_FILE false)")
 
 
-def _where(connection: duckdb.DuckDBPyConnection, files: Sequence[Path], key: str, value: str | None, why: str) -> Iterator[Bad]:
-    """The first rows with a key, at most NAMED."""
-    left = NAMED
+def _where(connection: duckdb.DuckDBPyConnection, files: Sequence[Path], key: str, refused: Mapping[str | None, str]) -> Iterator[Bad]:
+    """The first rows with one of these keys, at most NAMED. refused: key -> why."""
+    left = NAMED if refused else 0
     for file in files:
         numbered = f"SELECT {key} AS key, row_number() OVER () AS number FROM {_reader([file])}"  # noqa: S608
-        query = f"SELECT number FROM ({numbered}) WHERE key IS NOT DISTINCT FROM ? ORDER BY 1 LIMIT {left}"  # noqa: S608
-        for (number,) in connection.execute(query, [value]).fetchall():
-            yield Bad(str(file), number, why, value or "")
+        is_refused = "CASE WHEN key IS NULL THEN ? ELSE list_contains(?::VARCHAR[], key) END"
+        query = f"SELECT key, number FROM ({numbered}) WHERE {is_refused} ORDER BY 2 LIMIT {left}"  # noqa: S608
+        for value, number in connection.execute(query, [None in refused, [value for value in refused if value is not None]]).fetchall():
+            yield Bad(str(file), number, refused[value], (value or "")[:200])
             left -= 1
 
 

@@ -27,8 +27,7 @@ class Pieces:
         self._by_name: dict[str, list[bytes]] = {}
         self._by_field: dict[bytes, list[bytes]] = {}
         self._begun: set[str] = set()
-        self._refused: dict[bytes, str] = {}
-        self._trash: list[bytes] = []
+        self._refused: dict[bytes, str] = {}  # of one batch: there may be as many as rows
         self._held = 0
 
     @property
@@ -48,7 +47,7 @@ class Pieces:
                 by_field[field].append(row)
             except KeyError:
                 self._begin(field).append(row)
-        refused = self._take_refused(batch)
+        refused = self._take_refused(batch) if self._refused else []
         self.rows += len(batch.rows) - len(refused)
         self._held += batch.size + ROW_OVERHEAD * len(batch.rows)
         if self._held + KEY_OVERHEAD * len(by_field) > self._limit:
@@ -66,18 +65,16 @@ class Pieces:
     def _begin(self, field: bytes) -> list[bytes]:
         """The list for the rows of a key that was not written this way before; `"a"` and `a` are one key."""
         try:
-            rows = self._by_name.setdefault(keys.file_name(unquoted(field)), [])
+            name = keys.file_name(unquoted(field))
         except ValueError as error:
             self._refused[field] = str(error)
-            rows = self._trash
-        self._by_field[field] = rows
+            return []  # that nobody keeps
+        rows = self._by_field[field] = self._by_name.setdefault(name, [])
         return rows
 
     def _take_refused(self, batch: Batch) -> list[tuple[int, str]]:
-        if not self._trash:
-            return []
-        self._trash.clear()
-        return [(index, self._refused[field]) for index, (_, field) in enumerate(batch.rows) if field in self._refused]
+        refused, self._refused = self._refused, {}
+        return [(index, refused[field]) for index, (_, field) in enumerate(batch.rows) if field in refused]
 
     def _append(self, name: str, rows: list[bytes]) -> None:
         with self.path(name).open("ab") as file:

@@ -179,9 +179,11 @@ def _split_csv(files: Sequence[Path], column: str, work: Path, suffix: str, memo
 def _take(stream: BinaryIO, path: Path, columns: int, key: int, pieces: Pieces, summary: Summary) -> None:
     """All rows of a CSV file after its header."""
     for batch in rows.batches(stream, str(path), columns, key, summary.reject):
-        for index, why in pieces.add(batch):
+        refused = pieces.add(batch)
+        lines = batch.lines() if refused else []
+        for index, why in refused:
             text = batch.rows[index][0][:200].decode(errors="replace").rstrip("\r\n")
-            summary.reject(Bad(str(path), batch.line_of(index), why, text))
+            summary.reject(Bad(str(path), lines[index], why, text))
 
 
 def _to_parquet(pieces: Pieces, columns: Sequence[str], work: Path, memory: int, cpus: int) -> None:

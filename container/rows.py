@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
@@ -53,9 +54,9 @@ class Batch(NamedTuple):
     size: int
     rows: list[tuple[bytes, bytes]]
 
-    def line_of(self, index: int) -> int:
-        """Where a row of this batch begins."""
-        return self.line + sum(row.count(b"\n") for row, _ in self.rows[:index])
+    def lines(self) -> list[int]:
+        """Where each row begins."""
+        return list(accumulate((row.count(b"\n") for row, _ in self.rows[:-1]), initial=self.line))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import duckdb
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from container import keys, prepare, rows
+from container import parquet as parquet_files
 from container.pieces import Pieces
 from container.rows import InputError
 from container.settings import environment
@@ -182,6 +184,19 @@ def test_a_bad_row_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsys, 
     assert f"{source}, line 4: {why}: {summary.first_bad[0].text!r}" in capsys.readouterr().err
 
 
+def test_many_bad_keys_are_named_by_line_and_not_kept(tmp_path):
+    pieces = Pieces(tmp_path, ".csv", b"id\n", limit=1 << 20)
+    fields = [(b"" if number % 2 else b"x" * 300 + str(number).encode()) for number in range(1000)]
+    for line in (2, 2002):
+        batch = rows.Batch(line, 0, [(b'"two\nlines",%s\n' % field, field) for field in fields])
+        refused = pieces.add(batch)
+        assert [index for index, _ in refused] == list(range(1000))
+        assert refused[1][1].startswith("the key is empty")
+        assert batch.lines() == list(range(line, line + 2000, 2))
+    assert pieces.rows == 0
+    assert not any(found for name, found in vars(pieces).items() if isinstance(found, dict)), "memory is bounded"
+
+
 def test_a_quote_that_never_ends_costs_one_row(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "LONGEST_ROW", 1000)
     monkeypatch.setattr(rows, "CHUNK", 300)
@@ -320,8 +335,18 @@ def test_bad_keys_of_parquet_are_named(tmp_path, capsys):
         split(tmp_path)
     _, summary = split(tmp_path, max_bad=0.2)
     assert (summary.rows, summary.keys, summary.bad) == (269, 1, 31)
-    assert sorted(bad.line for bad in summary.first_bad) == [4, 6, 14, 24, 34, 44, 54, 64, 74, 84, 94]
+    assert [bad.line for bad in summary.first_bad] == sorted([6, *range(4, 300, 10)])
     assert "1.parquet, row 6: the key is empty" in capsys.readouterr().err
+
+
+def test_many_bad_keys_of_parquet_are_looked_for_at_once(tmp_path, monkeypatch):
+    keys_of_rows = "CASE WHEN n < 300 THEN repeat('x', 300) || n WHEN n < 310 THEN NULL ELSE 'a' END"
+    parquet(tmp_path / "in/1.parquet", f"SELECT {keys_of_rows} AS id, n FROM range(320) t(n)")
+    where = Mock(wraps=parquet_files._where)
+    monkeypatch.setattr(parquet_files, "_where", where)
+    _, summary = split(tmp_path, max_bad=1.0)
+    assert (summary.rows, summary.keys, summary.bad, len(summary.first_bad)) == (10, 1, 310, prepare.REPORTED)
+    assert where.call_count == 1
 
 
 def test_parquet_files_of_other_columns_are_named(tmp_path):
