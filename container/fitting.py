@@ -148,11 +148,11 @@ def _fit(work: Work, fit: Fit, key: str, data: pd.DataFrame) -> tuple[Any, dict[
 
 def table(path: Path, content: bytes) -> pd.DataFrame:
     """The rows of a key: CSV as pandas reads it, Parquet with the types that it has. content: of the file."""
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         from container import parquet  # DuckDB is 60 MB, for those who need it
 
         return parquet.table(path)
-    rows: pd.DataFrame = pd.read_csv(io.BytesIO(content), compression="gzip" if path.suffix == ".gz" else None)
+    rows: pd.DataFrame = pd.read_csv(io.BytesIO(content), compression="gzip" if path.suffix.lower() == ".gz" else None)
     return rows
 
 

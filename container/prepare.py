@@ -122,7 +122,7 @@ def split(
     with _unfinished(target, overwrite) as work:
         free = max(memory, LEAST_MEMORY << 20) - OWN_MEMORY
         cpus = math.ceil(granted.cpus)
-        if _suffix(files[0]) == ".parquet":
+        if suffix_of(files[0]) == ".parquet":
             _split_parquet(files, column, work, suffix, free, cpus, summary)
         else:
             _split_csv(files, column, work, suffix, free, cpus, summary)
@@ -144,9 +144,9 @@ def find(source: Path) -> list[Path]:
     if not files:
         raise InputError(f"{source} {'is empty' if source.is_dir() else 'is not there'}; accepted are {', '.join(SUFFIXES)}")
     for path in files:
-        if not _suffix(path):
+        if not suffix_of(path):
             raise InputError(f"{path} is none of {', '.join(SUFFIXES)}; files whose names begin with . or _ are left out")
-    parquet = [path for path in files if _suffix(path) == ".parquet"]
+    parquet = [path for path in files if suffix_of(path) == ".parquet"]
     if parquet and len(parquet) < len(files):
         other = next(path for path in files if path not in parquet)
         raise InputError(f"{source} holds CSV and Parquet ({other}, {parquet[0]}); split them one after the other")
@@ -192,7 +192,7 @@ def _to_parquet(pieces: Pieces, columns: Sequence[str], work: Path, memory: int,
     with parquet.engine(work / "engine", memory, cpus) as engine:
         for name in pieces.names:
             path = pieces.path(name)
-            parquet.of_csv(engine, path, columns, path.with_suffix(".parquet"))
+            parquet.of_csv(engine, path, columns, path.withsuffix_of(".parquet"))
             path.unlink()
 
 
@@ -243,7 +243,7 @@ def _unfinished(target: Path, overwrite: bool) -> Iterator[Path]:
     try:
         yield work
         for path in there:
-            if path.is_file() and _suffix(path):
+            if path.is_file() and suffix_of(path):
                 path.unlink()
         for path in (work / "files").iterdir():
             path.replace(target / path.name)
@@ -256,7 +256,8 @@ def _made(directory: Path) -> Path:
     return directory
 
 
-def _suffix(path: Path) -> str:
+def suffix_of(path: Path) -> str:
+    """The one of SUFFIXES that a file's name ends in, in letters of any case; "" for another file."""
     return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
 
 

@@ -7,14 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from container import keys
+from container import keys, prepare, rows
+from container.prepare import SUFFIXES
 from container.settings import Settings
 from container.training_job import Channel, TrainingError, TrainingJob
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = (".csv", ".csv.gz", ".parquet")
-"""Of the files that hold a key's rows; what stands before is the key."""
 
 
 @contextmanager
@@ -40,15 +38,15 @@ def mine(job: TrainingJob, name: str, column: str | None, settings: Settings) ->
 
 
 def files(paths: Iterable[Path]) -> dict[str, Path]:
-    """Key -> its file, by key. Files of other kinds are left out, and counted in the log.
+    """Key -> its file, by key: the name without one of SUFFIXES. Files of other kinds are left out, and counted in the log.
 
     Raises TrainingError for a name that stands for no key, for two files of one key, and if there is no file of these kinds.
     """
     found: dict[str, Path] = {}
     others: list[Path] = []
     for path in paths:
-        suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
-        if suffix is None:
+        suffix = prepare.suffix_of(path)
+        if not suffix:
             others.append(path)
             continue
         key = _key(path, suffix)
@@ -77,11 +75,9 @@ def part(found: Mapping[str, Path], job: TrainingJob) -> dict[str, Path]:
 
 def _split(channel: Channel, column: str, directory: Path) -> dict[str, Path]:
     """The rows of each key in a file of its own. Parquet keeps its types."""
-    from container import prepare, rows
-
-    is_parquet = channel.files()[0].suffix == ".parquet"
     try:
-        summary = prepare.split(channel.path, directory, column, suffix=".parquet" if is_parquet else ".csv")
+        kind = prepare.suffix_of(prepare.find(channel.path)[0])
+        summary = prepare.split(channel.path, directory, column, suffix=".parquet" if kind == ".parquet" else ".csv")
     except rows.InputError as error:
         raise TrainingError(f"channel {channel.name!r} cannot be split: {error}") from None
     log.info("fleet: split by %s: %s", column, summary.line())
@@ -90,7 +86,7 @@ def _split(channel: Channel, column: str, directory: Path) -> dict[str, Path]:
 
 def _key(path: Path, suffix: str) -> str:
     try:
-        key = keys.key(path.name.removesuffix(suffix))
+        key = keys.key(path.name[: -len(suffix)])
         keys.file_name(key)
     except ValueError as error:
         raise TrainingError(f"{path} is for no key: {error}") from None

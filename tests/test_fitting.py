@@ -52,7 +52,7 @@ def test_fit_gets_key_rows_and_hyperparameters(one):
     ("name", "content"),
     [
         ("a.csv", b"id,y\n007,1.5\n007,2.5\n"),
-        ("a.csv.gz", gzip.compress(b"id,y\n007,1.5\n007,2.5\n")),
+        ("A.CSV.GZ", gzip.compress(b"id,y\n007,1.5\n007,2.5\n")),
     ],
 )
 def test_csv(tmp_path, name, content):

@@ -3,6 +3,7 @@
 import gzip
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from container import shards
@@ -39,6 +40,7 @@ def write(directory: Path, *names: str) -> Path:
         ("c1.csv", "c1"),
         ("c1.csv.gz", "c1"),
         ("c1.parquet", "c1"),
+        ("C1.CSV.GZ", "C1"),
         ("deep/er/c1.csv", "c1"),
         ("a%2Fb.csv", "a/b"),
         ("shop 1.north.csv", "shop 1.north"),
@@ -93,6 +95,13 @@ TABLE = "id,y\n7,1\n007,2\na/b,3\n7,4\n"
 def test_a_table_is_split_by_a_column(tmp_path):
     (tmp_path / "all.csv").write_text(TABLE)
     assert mine(job(tmp_path), "id") == {"007": "id,y\n007,2\n", "7": "id,y\n7,1\n7,4\n", "a/b": "id,y\na/b,3\n"}
+
+
+def test_a_table_of_parquet_keeps_its_types(tmp_path):
+    (tmp_path / "_SUCCESS").touch()
+    duckdb.sql(f"COPY (SELECT 'a' AS id, DATE '2024-01-01' AS day) TO '{tmp_path / 'part-0.parquet'}'")
+    with shards.mine(job(tmp_path), "train", "id", Settings()) as found:
+        assert [path.name for path in found.values()] == ["a.parquet"]
 
 
 def test_hosts_share_the_keys_of_a_table(tmp_path):
