@@ -113,7 +113,7 @@ class _Run:
     def __init__(self, job: TrainingJob, settings: Settings, work: Work, files: Mapping[str, Path], manifest: Manifest) -> None:
         self._job, self._settings, self._work, self._files, self._manifest = job, settings, work, files, manifest
         self._plan = resources.plan(settings, resources.granted(), PROGRAM_DIR)
-        self._most = _max_failed(job) * len(files)
+        self._max_failed = _max_failed(job)
         self._causes: dict[str, _Cause] = {}
         self._key_seconds = BATCH_SECONDS
         self._give_up: float | None = None
@@ -208,14 +208,14 @@ class _Run:
         kind, place = error.partition(":")[0], error.rpartition(" (")[2]
         cause = self._causes.setdefault(f"{kind} {place}", _Cause(key, error))
         cause.count += 1
-        if self.progress.failed > self._most:
+        if self.progress.failed / self.progress.total > self._max_failed:
             raise TrainingError(self._failure())
 
     def _failure(self) -> str:
         commonest = sorted(self._causes.values(), key=lambda cause: -cause.count)[:CAUSES]
         head = (
             f"{self.progress.failed:,} of {self.progress.total:,} keys failed ({self.progress.done:,} were tried), "
-            f"which is more than max_failed={self._most / self.progress.total:g} allows:"
+            f"which is more than max_failed={self._max_failed:g} allows:"
         )
         return "\n".join([head, *(f"{cause.count:,} x {cause.error[:200]}, as {cause.key!r}" for cause in commonest)])
 

@@ -193,6 +193,10 @@ def test_max_failed_is_a_share_of_the_keys(base, share, code):
     assert run(base, FAILS, keys=10, bad=[0, 9], max_failed=share)[0] == code
 
 
+def test_a_share_is_not_rounded(base):
+    assert run(base, FAILS, keys=100, bad=list(range(29)), max_failed=0.29)[0] == 0
+
+
 @pytest.mark.parametrize("value", [-1, 1.5, True, "many", None])
 def test_max_failed_that_is_no_share_is_refused(base, value):
     code, failure, _ = run(base, max_failed=value)
