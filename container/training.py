@@ -266,7 +266,7 @@ def _fail(error: BaseException, code_dir: Path, settings: Settings) -> int:
     try:
         settings.output_dir.mkdir(parents=True, exist_ok=True)
         if not settings.failure_file.exists():  # the user's code may have written a better one
-            settings.failure_file.write_text(text)
+            settings.failure_file.write_text(text, errors="backslashreplace")  # the name of a file may not be UTF-8
     except OSError as problem:
         log.error("the failure file could not be written: %s", problem)
     return _exit_code(error)

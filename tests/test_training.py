@@ -311,6 +311,7 @@ def test_code_that_train_fn_wrote_itself_is_left_alone(base):
         ("def train_fn(job):\n    raise MemoryError\n", 1, ["MemoryError: no memory left"]),
         ("import absent_library\ndef train_fn(job): pass\n", 1, ["imports absent_library, which is not installed", "training.py, line 1"]),
         ("def train_fn(job):\n    job.channel('train')\n", 1, ["no channel 'train'; its channels: none", "training.py:2"]),
+        ("def train_fn(job):\n    raise OSError('\\udcff.csv')\n", 1, ["OSError: \\udcff.csv"]),
         ("def train_fn(job:\n", 1, ["training.py is not valid Python", "line 1"]),
         ("def train_fn(job):\n    raise ValueError('long ' * 1000)\n", 1, ["ValueError: long", "training.py:2 in train_fn"]),
     ],
