@@ -8,12 +8,12 @@ import pickle
 import tarfile
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from container import versions
 
@@ -28,7 +28,7 @@ COMPRESSION = 6
 
 
 class BundleError(Exception):
-    """The file is not a whole bundle; the message says why."""
+    """The file is not a whole bundle, or the model cannot be one; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,24 @@ class Record:
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 
-def write(path: Path, model: Any, record: Record, libraries: Iterable[str], code: Mapping[str, bytes], mark: str) -> str:
+def write(
+    path: Path,
+    model: Any,
+    record: Record,
+    libraries: Iterable[str],
+    code: Mapping[str, bytes],
+    mark: str,
+    absent: Collection[str] = (),
+) -> str:
     """Writes a bundle, whole or not at all; returns the SHA-256 of the file.
 
     libraries: import names for versions.json; those that the model's pickle names are added. code: the files of code/, by name.
-    mark: what the name of the unfinished file starts with. Nothing is synced to the disk: a bundle that a power failure tore is
-    found by `read`, and made anew.
+    mark: what the name of the unfinished file starts with. absent: modules that are not there where the model will be loaded; raises
+    BundleError if it needs one. Nothing is synced to the disk: a bundle that a power failure tore is found by `read`, and made anew.
     """
     pickled = pickle.dumps(model, protocol=5)  # joblib.load reads it; joblib.dump is made for large arrays, and ten times as slow
+    if any(name.encode() in pickled for name in absent):
+        _Loader(io.BytesIO(pickled), absent).load()
     named = {name for name in versions.DISTRIBUTIONS if name.encode() in pickled}
     files = {f"code/{name}": data for name, data in code.items()}
     files |= {versions.FILE: _versions(frozenset({*libraries, *named})), MODEL: pickled}
@@ -97,6 +107,21 @@ def sweep(directory: Path, mark: str) -> int:
 def mark(host: str) -> str:
     """What the names of a host's unfinished files start with: hidden, and nobody else's, where hosts share a directory."""
     return f".{host}-"
+
+
+class _Loader(pickle.Unpickler):
+    """Loads a model as those will who do not have the modules `absent`. Only this tells a module's name from a text of the model."""
+
+    def __init__(self, file: BinaryIO, absent: Collection[str]) -> None:
+        super().__init__(file)
+        self._absent = absent
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] in self._absent:
+            raise BundleError(
+                f"the model needs {module}.{name}, which is not in the artifact: put an inference.py beside the training script"
+            )
+        return super().find_class(module, name)
 
 
 @cache

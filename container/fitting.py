@@ -83,6 +83,13 @@ class Work:
         """What goes into code/ of an artifact: nothing where there is no inference script."""
         return self.code if INFERENCE_SCRIPT in self.code else {}
 
+    @cached_property
+    def absent(self) -> frozenset[str]:
+        """The modules that only the job has: the script's own, where no artifact has code."""
+        files = [] if self.packed_code else [Path(name) for name in self.code]
+        files += [file.relative_to("lib") for file in files if file.is_relative_to("lib")]
+        return frozenset(file.parts[0].removesuffix(".py") for file in files)
+
     def artifact(self, key: str) -> Path:
         return self.directory / f"{keys.file_name(key)}{bundles.SUFFIX}"
 
@@ -110,7 +117,7 @@ def _one(work: Work, fit: Fit, key: str, path: Path) -> Entry:
         rows = len(data)
         model, metrics, seconds = _fit(work, fit, key, data)
         record = bundles.Record(key, made_from, rows, metrics)
-        digest = bundles.write(artifact, model, record, work.libraries, work.packed_code, work.mark)
+        digest = bundles.write(artifact, model, record, work.libraries, work.packed_code, work.mark, work.absent)
         return Entry(key, seconds, rows, metrics, artifact.name, digest)
     except (Exception, SystemExit) as error:  # one key that fails, fails alone
         return Entry(key, seconds, rows, error=_told(error))

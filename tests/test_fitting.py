@@ -183,6 +183,36 @@ def test_code_comes_with_the_work_where_a_helper_is_another(tmp_path, tmp_path_f
     assert fitting._load(work)("a", None, {}).value == 1
 
 
+@pytest.mark.parametrize(
+    ("model", "needs"),
+    [
+        ("M()", "training.M"),
+        ("Pipeline([('step', FunctionTransformer(mine.double)), ('ridge', Ridge())])", "mine.double"),
+        ("Pipeline([('training', 'passthrough'), ('mine', Ridge())])", None),
+    ],
+)
+def test_a_model_that_nobody_could_load_is_refused(tmp_path, script, monkeypatch, model, needs):
+    monkeypatch.setattr(fitting, "_loaded", {})
+    script("def double(rows): return 2 * rows", "code/lib/mine.py")
+    source = f"""
+    import mine
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import FunctionTransformer
+    class M:
+        def predict(self, rows): return rows
+    def fit(key, data, hyperparameters): return {model}
+    """
+    path = script(source, "code/training.py").base_dir / "code/training.py"
+    (tmp_path / "a.csv").write_text("x\n1\n")
+    [entry], _ = fitting.run(Work.of(user_code.import_script(path).fit, path, {}, tmp_path, "."), [("a", tmp_path / "a.csv")])
+    if needs:
+        assert str(entry.error).startswith(
+            f"BundleError: the model needs {needs}, which is not in the artifact: put an inference.py beside"
+        )
+    assert (entry.error is None) == (entry.file is not None) == (tmp_path / "a.tar.gz").exists() == (needs is None)
+
+
 def test_a_script_that_cannot_be_imported_is_said_by_name(tmp_path):
     path = tmp_path / "training.py"
     path.write_text("import nothing_of_this_name\n")
