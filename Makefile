@@ -54,7 +54,7 @@ bench: .venv .venv-bench ## our figures beside the peers', in one run [BENCH_FLA
 	@.venv-bench/bin/python -m benchmarks.one_model $(BENCH_FLAGS)
 	@.venv-bench/bin/python -m benchmarks.memory $(BENCH_FLAGS)
 
-bench-many: .venv .venv-bench ## thousands of models, beside a stock Multi Model Server (about 6 minutes) [BENCH_FLAGS=--write]
+bench-many: .venv/mms .venv-bench ## thousands of models, beside a stock Multi Model Server (about 6 minutes) [BENCH_FLAGS=--write]
 	@.venv-bench/bin/python -m benchmarks.many $(BENCH_FLAGS)
 
 faults: .venv ## killed workers, SIGTERM under load, 50,000 mutated requests (about 3 minutes)
@@ -90,6 +90,7 @@ clean: ## remove what the above has made here, images excepted
 .venv-bench/installed: requirements/bench.txt requirements/bootstrap.txt requirements/install.py
 	@$(need-python)
 	@$(PYTHON) requirements/install.py .venv-bench requirements/bench.txt
+	@.venv-bench/bin/python -m compileall -q -j 0 .venv-bench/lib >/dev/null || true # or each start of a peer would compile it; a few files are for other Pythons
 	@touch $@
 
 need-python = test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 on PATH (looked for python3, python3.13, python3.12, \

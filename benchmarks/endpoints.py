@@ -5,7 +5,6 @@ import http.client
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,9 @@ from container.settings import THREAD_VARIABLES, environment
 
 WORKERS = 2
 """Shards of our own engine. Multi Model Server has one worker for each model: its own minimum."""
+
+HANDLERS = {"tabular": "toolkit", "entities": "entities"}
+"""Multi Model Server's handler for each kind of models: the toolkit's default one, where it can read and write them."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,10 @@ def _berth(kind: str, port: int, run_dir: Path) -> Launch:
 
 
 def _mms(kind: str, port: int, run_dir: Path) -> Launch:
-    """The properties that the SageMaker toolkit writes for many models, one worker a model; only errors are logged."""
+    """The properties that the SageMaker toolkit writes for many models; one worker a model; only errors are logged.
+
+    In the same environment as our own, which has the toolkit.
+    """
     config = run_dir / "config.properties"
     address = f"http://127.0.0.1:{port}"
     settings: dict[str, Any] = {
@@ -208,13 +213,13 @@ def _mms(kind: str, port: int, run_dir: Path) -> Launch:
         "management_address": address,
         "model_store": "/",
         "default_workers_per_model": 1,
-        "default_service_handler": f"benchmarks.peers.mms.{kind}:handle",
+        "default_service_handler": f"benchmarks.peers.mms.{HANDLERS[kind]}:handle",
         "decode_input_request": "false",
         "async_logging": "true",
         "number_of_gpu": 0,
     }
     config.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-    program = [sys.executable, "-m", "mms.model_server", "--start", "--foreground"]
+    program = [str(OUR_PYTHON), "-m", "mms.model_server", "--start", "--foreground"]
     options = ["--mms-config", str(config), "--model-store", "/", "--log-config", str(PEERS / "mms" / "log4j2.xml")]
     return Launch([*program, *options], {"JAVA_HOME": find_java_home(), "TEMP": str(run_dir)})
 

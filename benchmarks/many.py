@@ -13,6 +13,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 import joblib
 
 from benchmarks import load, many_report, report
-from benchmarks.endpoints import ENGINES, Endpoint, container
+from benchmarks.endpoints import ENGINES, HANDLERS, Endpoint, container
 from benchmarks.many_report import Engine, Grown, Step
 from benchmarks.models import MODELS, prepare
 from benchmarks.processes import ServerError
@@ -30,6 +31,8 @@ FEW = 50
 """Models that are loaded on both engines. Multi Model Server has two Python processes for each of its workers."""
 CLIENTS = 8
 SECONDS = 3
+QUIET_SECONDS = 2.0
+"""After the last unload: what the last few leave is looked for a second later."""
 CSV = {"Content-Type": "text/csv", "Accept": "text/csv"}
 
 
@@ -54,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints, and returns the exit code: 0, 2 (something is missing, or an answer was wrong)."""
     options = _options().parse_args(arguments)
     facts = report.machine()
+    HANDLERS["tabular"] = options.handler
     try:
         load.find_wrk()
         with tempfile.TemporaryDirectory(prefix="bench-") as name:
@@ -62,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.container:
                 models = small_models(work_dir / "models", max(options.models))
                 grown = fill_container(options.container, options.memory, models, options.models, work_dir)
-                print(many_report.grown_table(grown))
+                print(many_report.grown_table(grown), many_report.end_table(grown), grown.refused, sep="\n\n")
                 return 0
             tabular = versus(small_models(work_dir / "few", FEW), 10, CLIENTS, options.rounds, work_dir)
             entities = versus(text_models(work_dir / "texts", 10), 2, 1, 1, work_dir)
@@ -148,6 +152,7 @@ def fill(full: Endpoint, few: Endpoint | None, models: Models, steps: Sequence[i
             break
     grown.first_thousand_ms = _median(loads[:1000])
     grown.unloads = full.unload(list(models.directories)[: len(loads)])
+    time.sleep(QUIET_SECONDS)
     grown.unloaded = full.weight()
     return grown
 
@@ -219,6 +224,8 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.many", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", nargs="+", type=int, default=[1000, 10_000], help="how many, in steps (default: 1000 10000)")
     parser.add_argument("--rounds", type=int, default=3, help="the median of these counts (default: 3)")
+    what = "Multi Model Server's: the toolkit's default, or the least that is possible"
+    parser.add_argument("--handler", choices=("toolkit", "tabular"), default="toolkit", help=what)
     parser.add_argument("--container", metavar="IMAGE", help="fill a container of this image instead")
     parser.add_argument("--memory", default="4g", help="of the container (default: 4g)")
     parser.add_argument("--write", action="store_true", help="also into README.md, results/many.json and docs/figures/many-models.svg")

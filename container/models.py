@@ -40,7 +40,7 @@ LARGE = 8
 """A model that may take 1/LARGE of all memory is worth a trial, where it might not fit: for a smaller one, others make room sooner."""
 MINIMUM = 64 * 1024
 """Bytes that any model takes besides its artifact."""
-WORTH_RETURNING = 2**23
+WORTH_RETURNING = 2**21
 """So many bytes may be left behind by models that are gone before they are looked for, which takes milliseconds."""
 QUIET_SECONDS = 1.0
 """After so long the few that were unloaded last are looked for, too."""
