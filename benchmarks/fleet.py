@@ -74,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for _ in range(options.rounds):
                 speed += [train(data, "lasso", KEYS, workers) for workers in (1, 2)]
                 bare.append(bare_ratio())
-            start = statistics.median(train(data, "line", 2, 2).seconds for _ in range(options.rounds))
-            grown = [train(data, "line", keys, 2) for keys in MANY]
+            start = statistics.median(train(data, "mean", 2, 2).seconds for _ in range(options.rounds))
+            grown = [train(data, "mean", keys, 2) for keys in MANY]
             looped, prophet = loop(data, "prophet", SERIES), train(data, "prophet", SERIES, 2)
     except FleetError as error:
         print(error, file=sys.stderr)
