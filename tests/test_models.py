@@ -436,9 +436,9 @@ def test_the_last_that_were_unloaded_are_looked_for_when_it_is_quiet(shard, monk
     assert looked.wait(DEADLINE), "and again after that"
 
 
-@pytest.mark.parametrize(("kept", "looked_for"), [(0, False), (4 << 20, False), (9 << 20, True), (20 << 20, True)])
+@pytest.mark.parametrize(("kept", "looked_for"), [(0, False), (1 << 20, False), (3 << 20, True), (20 << 20, True)])
 def test_what_has_given_its_memory_back_is_not_looked_for(shard, monkeypatch, kept, looked_for):
-    """A full collection takes a tenth of a second, in which nobody is answered."""
+    """A full collection walks all models, and nobody is answered meanwhile."""
     written, collections = [20 << 20], []
     monkeypatch.setattr(resources, "written", lambda: written[-1])
     monkeypatch.setattr(memory, "give_back", lambda: written.append(kept))
