@@ -171,6 +171,7 @@ class TestTraining:
             ),
             ({"date": ["2025-01-01"], "value": [-1]}, "below 0 or not finite"),
             ({"date": ["2025-01-01"], "value": [np.inf]}, "below 0 or not finite"),
+            ({"date": ["2025-01-01", None], "value": [1, 2]}, "1 values have no date"),
             ({"date": ["yesterday-ish"], "value": [1]}, "yesterday-ish"),
             ({"date": ["2025-01-01"], "value": ["much"]}, "much"),
         ],

@@ -43,13 +43,16 @@ def fit(key: str, data: pd.DataFrame, hyperparameters: Mapping[str, Any]) -> tup
 
 
 def history(data: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """(days as datetime64[D], ascending; values). Raises ValueError on missing columns, days twice, and what is no date or number."""
+    """(days as datetime64[D], ascending; values). Raises ValueError on missing columns or dates, days twice, and what is no date or number."""
     missing = sorted({"date", "value"} - set(data.columns))
     if missing:
         raise ValueError(f"no column {' and no '.join(missing)}: the columns are {', '.join(map(str, data.columns))}")
     known = data[data["value"].notna()]
     days = pd.to_datetime(known["date"]).to_numpy().astype("datetime64[D]")
     values = known["value"].to_numpy(dtype=float)
+    undated = np.isnat(days).sum()
+    if undated:
+        raise ValueError(f"{undated} values have no date")
     order = np.argsort(days, kind="stable")
     days, values = days[order], values[order]
     twice = days[1:][days[1:] == days[:-1]]
