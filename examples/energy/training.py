@@ -43,7 +43,7 @@ def fit(key: str, data: pd.DataFrame, hyperparameters: Mapping[str, Any]) -> tup
 
 
 def history(data: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """(days as datetime64[D], ascending; values). Raises ValueError on missing columns or dates, days twice, and what is no date or number."""
+    """(days as datetime64[D], ascending; values). Raises ValueError on missing columns and dates, days twice, what is no number."""
     missing = sorted({"date", "value"} - set(data.columns))
     if missing:
         raise ValueError(f"no column {' and no '.join(missing)}: the columns are {', '.join(map(str, data.columns))}")
