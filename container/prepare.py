@@ -119,6 +119,8 @@ def split(
     files = find(source)
     if target.resolve().is_relative_to(source.resolve()):
         raise InputError(f"the output {target} is in the input {source}: a second split would read it; give it a directory of its own")
+    if target.resolve() in {file.resolve().parent for file in files}:
+        raise InputError(f"the input {source} is in the output {target}: it would be replaced; give the output a directory of its own")
     with _unfinished(target, overwrite) as work:
         free = max(memory, LEAST_MEMORY << 20) - OWN_MEMORY
         cpus = math.ceil(granted.cpus)
@@ -192,7 +194,7 @@ def _to_parquet(pieces: Pieces, columns: Sequence[str], work: Path, memory: int,
     with parquet.engine(work / "engine", memory, cpus) as engine:
         for name in pieces.names:
             path = pieces.path(name)
-            parquet.of_csv(engine, path, columns, path.withsuffix_of(".parquet"))
+            parquet.of_csv(engine, path, columns, path.with_suffix(".parquet"))
             path.unlink()
 
 
@@ -298,13 +300,19 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _megabytes(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of MB; accepted is a whole one, {LEAST_MEMORY} or more")
     if (value := int(text)) < LEAST_MEMORY:
         raise argparse.ArgumentTypeError(f"{text} MB are too few; at least {LEAST_MEMORY} are needed")
     return value
 
 
 def _share(text: str) -> float:
-    if not 0 <= (value := float(text)) <= 1:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is no share; accepted is 0 to 1")
     return value
 

@@ -262,6 +262,13 @@ def test_the_output_is_not_the_input(tmp_path):
         prepare.split(tmp_path / "in", tmp_path / "in/out", "id")
 
 
+def test_the_input_is_never_replaced(tmp_path):
+    source = write(tmp_path / "a.csv", "id,v\na,1\n")
+    with pytest.raises(InputError, match=r"the input .*a\.csv is in the output"):
+        prepare.split(source, tmp_path, "id", overwrite=True)
+    assert source.read_text() == "id,v\na,1\n"
+
+
 def test_only_overwrite_replaces(tmp_path):
     split(tmp_path, "id,v\na,1\n")
     write(tmp_path / "out/.unfinished/files/c.csv", "of a split that was killed")
@@ -468,7 +475,9 @@ def test_several_instances_are_refused(tmp_path, base, capsys):
         ([], "COMMAND"),
         (["split", "in", "out"], "--column"),
         (["split", "in", "out", "--column", "a", "--memory", "5"], "5 MB are too few; at least 128 are needed"),
+        (["split", "in", "out", "--column", "a", "--memory", "1GB"], "'1GB' is no number of MB; accepted is a whole one, 128 or more"),
         (["split", "in", "out", "--column", "a", "--max-bad", "3"], "3 is no share; accepted is 0 to 1"),
+        (["split", "in", "out", "--column", "a", "--max-bad", "few"], "few is no share; accepted is 0 to 1"),
         (["split", "in", "out", "--column", "a", "--format", "orc"], "invalid choice: 'orc'"),
     ],
 )
