@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import joblib
 
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.container:
                 models = small_models(work_dir / "models", max(options.models))
                 grown = fill_container(options.container, options.memory, models, options.models, work_dir)
-                print(many_report.grown_table(grown), many_report.end_table(grown), grown.refused, sep="\n\n")
+                _tell("many_container", many_report.container_markdown(grown, options.memory), {"grown": grown}, facts, options.write)
                 return 0
             tabular = versus(small_models(work_dir / "few", FEW), 10, CLIENTS, options.rounds, work_dir)
             entities = versus(text_models(work_dir / "texts", 10), 2, 1, 1, work_dir)
@@ -74,11 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (load.LoadError, StackError, ServerError) as error:
         print(error, file=sys.stderr)
         return 2
-    markdown = f"{many_report.as_markdown(tabular, entities, grown)}\n\n{report.machine_line(facts)}"
-    print(markdown)
-    if options.write:
-        report.write("many", markdown, {"machine": facts, "tabular": tabular, "entities": entities, "grown": grown})
-        many_report.plot(tabular["mms"], grown, ROOT / "docs" / "figures" / "many-models.svg")
+    found = {"tabular": tabular, "entities": entities, "grown": grown}
+    _tell("many", many_report.as_markdown(tabular, entities, grown), found, facts, options.write)
     return 0
 
 
@@ -209,6 +207,15 @@ def text_models(directory: Path, count: int) -> Models:
         for number, name in enumerate(directories)
     ]
     return Models("entities", directories, load.Requests("", artifact.requests.headers, cases))
+
+
+def _tell(name: str, markdown: str, found: Mapping[str, Any], facts: Mapping[str, Any], write: bool) -> None:
+    """Prints the tables; with `write` also puts them into README.md and the figures into results/, and draws the plot of what is there."""
+    markdown = f"{markdown}\n\n{report.machine_line(facts)}"
+    print(markdown)
+    if write:
+        report.write(name, markdown, {"machine": facts, **found})
+        many_report.plot(report.HERE / "results", ROOT / "docs" / "figures" / "many-models.svg")
 
 
 def _median(seconds: Sequence[float]) -> float:

@@ -1,15 +1,16 @@
 """What benchmarks/many.py has measured: as figures, as tables beside what was promised, and as a plot. Measures nothing."""
 
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks import goals, report
 from benchmarks.endpoints import Weight
 
 MB = 1e6
-FEW = 50
 
 
 @dataclass
@@ -119,31 +120,59 @@ def end_table(grown: Grown) -> str:
     return report.as_table([f"{most.models:,} models", ""], lines)
 
 
-def plot(theirs: Engine, grown: Grown, path: Path) -> None:
-    """Load time, memory and throughput against the number of models, both engines, as an SVG."""
+def container_markdown(grown: Grown, memory: str) -> str:
+    """A container that was filled, and what it said when it was full."""
+    most = grown.steps[-1].models
+    end = f"At {most:,} the next load was refused: {grown.refused}" if grown.refused else f"All {most:,} were loaded: it was not full."
+    return f"One container with `-m {memory}`.\n\n{grown_table(grown)}\n\n{end}\n\n{end_table(grown)}"
+
+
+def plot(results: Path, path: Path) -> None:
+    """Load time, memory and throughput against the number of models, as an SVG, from many.json and, if it is there, many_container.json."""
     import matplotlib as mpl
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "berth"  # the same figures make the same file
     from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter
 
-    counts = [step.models for step in grown.steps]
-    few = sorted(theirs.weights)
-    panels: list[tuple[str, Sequence[float], Sequence[int], Sequence[float]]] = [
-        ("load p50, ms", [step.load_ms for step in grown.steps], [FEW], [_ms(theirs.loads) or 0]),
-        ("memory, MB", [step.weight.pss / MB for step in grown.steps], few, [theirs.weights[count].pss / MB for count in few]),
-        ("requests a second, 50 models", [step.rates["50 models"] for step in grown.steps], [FEW], [theirs.rates["50 models"]]),
+    beside = json.loads((results / "many.json").read_text())
+    lines = [
+        ("Berth", "o-", "#0b6e4f", beside["grown"]["steps"]),
+        ("Multi Model Server", "s-", "#b23a48", _peer_steps(beside["tabular"]["mms"])),
     ]
-    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    for axis, (title, ours, their_counts, their_values) in zip(axes, panels, strict=True):
-        axis.plot(counts, ours, "o-", color="#0b6e4f", label="Berth")
-        axis.plot(their_counts, their_values, "s-", color="#b23a48", label="Multi Model Server")
+    if (results / "many_container.json").exists():
+        filled = json.loads((results / "many_container.json").read_text())["grown"]["steps"]
+        lines.append(("Berth, a container of 4 GB", "o:", "#0b6e4f", filled))
+    panels: list[tuple[str, Callable[[dict[str, Any]], float | None]]] = [
+        ("load p50, ms", lambda step: step["load_ms"]),
+        ("memory, MB", lambda step: step["weight"]["pss"] / MB),
+        ("requests a second, 50 models", lambda step: step["rates"].get("50 models")),
+    ]
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    for axis, (title, value) in zip(axes, panels, strict=True):
+        for label, style, colour, steps in lines:
+            points = [(step["models"], value(step)) for step in steps if value(step) is not None]
+            axis.plot(*zip(*points, strict=True), style, color=colour, label=label)
         axis.set(title=title, xlabel="models loaded", xscale="log", yscale="log")
+        axis.set_ylim(axis.get_ylim()[0] / 2, axis.get_ylim()[1] * 2)
+        for each in (axis.xaxis, axis.yaxis):
+            each.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,g}"))
+            each.set_minor_formatter("")
         axis.grid(visible=True, which="major", alpha=0.3)
-    axes[0].legend(frameon=False)
-    path.parent.mkdir(exist_ok=True)
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=len(lines))
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _peer_steps(engine: dict[str, Any]) -> list[dict[str, Any]]:
+    """The other server's figures in the form of ours: requests a second were counted with all its models only."""
+    load_ms, most = _ms(engine["loads"]), max(int(count) for count in engine["weights"])
+    return [
+        {"models": int(count), "load_ms": load_ms, "weight": weight, "rates": engine["rates"] if int(count) == most else {}}
+        for count, weight in engine["weights"].items()
+    ]
 
 
 def _ms(seconds: Sequence[float]) -> float | None:
@@ -161,7 +190,7 @@ def _beside(step: Step, figure: str) -> str:
         return ""
     ratio = step.rates[figure] / step.few[figure]
     verdict = goals.GROWN.get((step.models, f"{figure} / with 50 loaded"), goals.Bound()).verdict(ratio)
-    return f" = {ratio:.2f} of one with {FEW}" + f" ({verdict})" * bool(verdict)
+    return f" = {ratio:.2f} of one with 50" + f" ({verdict})" * bool(verdict)
 
 
 def _fine(value: float) -> str:

@@ -1,6 +1,8 @@
 """The benchmark of many models: what it takes for a right answer, and what its tables say."""
 
+import dataclasses
 import http.server
+import json
 import os
 import subprocess
 import sys
@@ -168,11 +170,21 @@ class TestReport:
     def test_the_end_is_compared_with_the_start(self):
         assert "| the same as a ratio | 1.27 |" in many_report.end_table(self.grown)
 
-    def test_the_plot_is_the_same_file_each_time(self, tmp_path):
+    def test_a_full_container_says_why(self):
+        assert "it was not full" in many_report.container_markdown(self.grown, "4g")
+        full = dataclasses.replace(self.grown, refused="no room")
+        assert "At 1,000 the next load was refused: no room" in many_report.container_markdown(full, "4g")
+
+    @pytest.mark.parametrize("container", [False, True])
+    def test_the_plot_is_the_same_file_each_time(self, tmp_path, container):
         pytest.importorskip("matplotlib")
+        found = {"tabular": {"mms": self.theirs}, "grown": self.grown}
+        for name in ("many", "many_container")[: 1 + container]:
+            (tmp_path / f"{name}.json").write_text(json.dumps(found, default=dataclasses.asdict))
         for name in ("a.svg", "b.svg"):
-            many_report.plot(self.theirs, self.grown, tmp_path / name)
+            many_report.plot(tmp_path, tmp_path / name)
         assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+        assert (b"a container of 4 GB" in (tmp_path / "a.svg").read_bytes()) == container
 
 
 def test_the_engines_are_told_the_same_port(tmp_path, monkeypatch):
