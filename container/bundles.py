@@ -70,8 +70,8 @@ def write(
     sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
     whole = Record(record.key, record.made_from, record.rows, record.metrics, sha256)
     content = _packed({RECORD: (json.dumps(asdict(whole), indent=1) + "\n").encode(), **dict(sorted(files.items()))})
-    with _unfinished(path, mark) as unfinished:
-        unfinished.write_bytes(content)
+    with _unfinished(path, mark) as file:
+        file.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -102,6 +102,11 @@ def sweep(directory: Path, mark: str) -> int:
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)
+
+
+def unfinished(directory: Path, mark: str) -> Path:
+    """A name that no other file has, and that `sweep` finds."""
+    return directory / f"{mark}{uuid.uuid4().hex}{UNFINISHED}"
 
 
 def mark(host: str) -> str:
@@ -146,9 +151,9 @@ def _packed(files: Mapping[str, bytes]) -> bytes:
 @contextmanager
 def _unfinished(path: Path, mark: str) -> Iterator[Path]:
     """A file beside `path` that takes its name when the block ends well: no reader, and no upload, ever meets half a bundle."""
-    unfinished = path.with_name(f"{mark}{uuid.uuid4().hex}{UNFINISHED}")
+    file = unfinished(path.parent, mark)
     try:
-        yield unfinished
-        unfinished.replace(path)
+        yield file
+        file.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """What is done with a key: its rows are read, the user's fit is called, the artifact is written. The same here and on a Dask worker."""
 
 import atexit
+import copy
 import io
 import math
 import random
@@ -43,7 +44,7 @@ _loaded: dict[str, Fit] = {}
 
 @dataclass(frozen=True)
 class Work:
-    """What is the same for all keys of a run; goes to each process with each batch.
+    """What is the same for all keys of a run; goes to each process once, for a fit may close over a table.
 
     script: the user's training script. code: the files that belong to it, by name relative to its directory. fit: pickled; what is
     defined in the script by its name. directory: for the artifacts. mark: of unfinished files. libraries: import names of those that
@@ -77,6 +78,11 @@ class Work:
             digest.update(b"\0%d %s\0" % (len(content), name.encode()))
             digest.update(content)
         return digest.hexdigest()
+
+    @cached_property
+    def identity(self) -> str:
+        """Of what a process has imported for it."""
+        return self.digest + sha256(self.fit).hexdigest()
 
     @property
     def packed_code(self) -> Mapping[str, bytes]:
@@ -140,7 +146,7 @@ def _fit(work: Work, fit: Fit, key: str, data: pd.DataFrame) -> tuple[Any, dict[
     random.seed(seed)
     np.random.seed(seed)
     begin = time.perf_counter()
-    made = fit(key, data, work.hyperparameters)
+    made = fit(key, data, copy.deepcopy(work.hyperparameters))  # what a fit does to them must not reach the next key
     seconds = time.perf_counter() - begin
     model, metrics = made if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Mapping) else (made, {})
     if model is None:
@@ -173,15 +179,14 @@ def _number(name: object, value: object) -> float | None:
 def _load(work: Work) -> Fit:
     """fit, in a process that may never have seen the user's script: imported first, so that classes and functions are found by name."""
     with _turn:
-        digest = work.digest + sha256(work.fit).hexdigest()
-        if digest not in _loaded:
+        if work.identity not in _loaded:
             if work.script is not None:
                 script = _here(work)
                 if _loaded:
                     _forget(script.parent)
                 user_code.import_script(script)
-            _loaded[digest] = cloudpickle.loads(work.fit)
-        return _loaded[digest]
+            _loaded[work.identity] = cloudpickle.loads(work.fit)
+        return _loaded[work.identity]
 
 
 def _here(work: Work) -> Path:

@@ -147,8 +147,8 @@ class _Run:
 
     def _pool(self, workers: int) -> AbstractContextManager[Pool]:
         if self._settings.dask_scheduler:
-            return pools.dask(self._settings.dask_scheduler, self._work.directory)
-        return pools.local(replace(self._plan, workers=workers), self._settings)
+            return pools.dask(self._settings.dask_scheduler, bundles.unfinished(self._work.directory, self._work.mark), self._work)
+        return pools.local(replace(self._plan, workers=workers), self._settings, self._work)
 
     def _one_by_one(self, suspects: list[Item]) -> None:
         log.warning("fleet: a process died; %d keys that were in flight are tried one by one", len(suspects))
@@ -168,7 +168,7 @@ class _Run:
                 batch = list(islice(source, 1 if alone else self._batch_size()))
                 if not batch:
                     break
-                pending[pool.submit(fitting.run, self._work, batch)] = batch
+                pending[pool.submit(fitting.run, batch)] = batch
             if not pending or self._out_of_time():
                 return lost
             done, _ = wait(pending, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)

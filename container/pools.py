@@ -11,12 +11,12 @@ import signal
 import socket
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,15 @@ PAUSE = 0.1
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl(2)."""
 
+_shared: list[Any] = []
+"""In a process of a local pool: the one thing that all its calls share."""
+
 
 @dataclass(frozen=True)
 class Pool:
-    """Where functions are called. submit: as of an executor. width: how many calls run at once, now. crashes: what a future raises whose
-    process died; is_broken: whether the pool is of no use after that. ending: how, of such an error; empty where nobody knows.
+    """Where functions are called. submit: as of an executor; the function's first argument is what all calls share, which each process is
+    given once. width: how many calls run at once, now. crashes: what a future raises whose process died; is_broken: whether the pool is
+    of no use after that. ending: how, of such an error; empty where nobody knows.
     """
 
     submit: Callable[..., Future[Any]]
@@ -56,28 +60,28 @@ class Pool:
     ending: Callable[[BaseException], str] = lambda error: ""
 
 
-def local(plan: Plan, settings: Settings) -> AbstractContextManager[Pool]:
+def local(plan: Plan, settings: Settings, shared: Any) -> AbstractContextManager[Pool]:
     """Processes of this host, as many as the plan has workers, with its BLAS threads each. They die with this one.
 
     Forked, they have what is imported here; where a fork would lose something they start anew, and one line says why.
     """
     reason = preload.lost_in_a_fork()
     if reason is None:
-        return forked(plan, settings)
+        return forked(plan, settings, shared)
     log.info("fleet: processes start anew, and import what they need: %s", reason)
-    return started(plan, settings)
+    return started(plan, settings, shared)
 
 
 @contextmanager
-def forked(plan: Plan, settings: Settings) -> Iterator[Pool]:
-    """The pool of Python's own library. Before the first call nothing is forked, and then all."""
+def forked(plan: Plan, settings: Settings, shared: Any) -> Iterator[Pool]:
+    """The pool of Python's own library. Before the first call nothing is forked, and then all: what is shared is not even pickled."""
     before = set(multiprocessing.active_children())
-    initial = (os.getpid(), plan.thread_environment(settings), plan.threads)
+    initial = (os.getpid(), shared, plan.thread_environment(settings), plan.threads)
     executor = ProcessPoolExecutor(plan.workers, multiprocessing.get_context("fork"), _adapt, initial)
     children: set[BaseProcess] = set()
 
     def submit(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        future = executor.submit(function, *arguments)
+        future = executor.submit(_with_shared, function, *arguments)
         children.update(set(multiprocessing.active_children()) - before)
         return future
 
@@ -90,20 +94,26 @@ def forked(plan: Plan, settings: Settings) -> Iterator[Pool]:
 
 
 @contextmanager
-def started(plan: Plan, settings: Settings) -> Iterator[Pool]:
+def started(plan: Plan, settings: Settings, shared: Any) -> Iterator[Pool]:
     """loky's pool: processes of programs of their own."""
     process_executor.kill_process_tree = _end  # loky's own hangs where there is neither psutil nor pgrep, as in the image
     variables = plan.thread_environment(settings)
-    executor = loky.ProcessPoolExecutor(plan.workers, initializer=_obey, initargs=(os.getpid(),), env=variables)
+    executor = loky.ProcessPoolExecutor(plan.workers, initializer=_begin, initargs=(os.getpid(), shared), env=variables)
     try:
-        yield Pool(executor.submit, lambda: plan.workers, (BrokenProcessPool,), True, _told_codes)
+        yield Pool(
+            lambda function, *arguments: executor.submit(_with_shared, function, *arguments),
+            lambda: plan.workers,
+            (BrokenProcessPool,),
+            True,
+            _told_codes,
+        )
     finally:
         executor.shutdown(kill_workers=True)
 
 
 @contextmanager
-def dask(scheduler: str, directory: Path, patience: float = SCHEDULER_SECONDS) -> Iterator[Pool]:
-    """The workers of a Dask cluster, which must see `directory` under the same path.
+def dask(scheduler: str, file: Path, shared: Any, patience: float = SCHEDULER_SECONDS) -> Iterator[Pool]:
+    """The workers of a Dask cluster, which must see the directory of `file` under the same path. While they work, what they share is in it.
 
     Raises TrainingError where `distributed` is not installed, the scheduler or a first worker does not answer in `patience` seconds,
     a worker has no such package as this one, or does not see the directory.
@@ -121,16 +131,26 @@ def dask(scheduler: str, directory: Path, patience: float = SCHEDULER_SECONDS) -
         client = connect(scheduler, timeout=patience, set_as_default=False)
     except (OSError, ValueError) as error:
         raise TrainingError(f"the Dask scheduler at {scheduler} did not answer within {patience:g} s: {error}") from None
-    with client:
+    with client, _written(file, shared):
         _await_worker(client, scheduler, patience)
-        _refuse_blind(client, directory)
+        _refuse_blind(client, file)
         executor = client.get_executor(pure=False)
         yield Pool(
-            lambda function, *arguments: executor.submit(pickle.loads, pickle.dumps(_Call(function, arguments))),
+            lambda function, *arguments: executor.submit(pickle.loads, pickle.dumps(_Call(_with_file, (str(file), function, *arguments)))),
             lambda: max(1, sum(client.nthreads().values())),
             (KilledWorker,),
             False,
         )
+
+
+@contextmanager
+def _written(file: Path, shared: Any) -> Iterator[None]:
+    """A worker that joins later, or takes the place of another, finds it too: what Dask itself scatters is lost with a worker."""
+    try:
+        file.write_bytes(pickle.dumps(shared))
+        yield
+    finally:
+        file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -164,18 +184,12 @@ def _await_worker(client: Any, scheduler: str, patience: float) -> None:
         raise TrainingError(f"the Dask scheduler at {scheduler} has no worker after {patience:g} s") from None
 
 
-def _refuse_blind(client: Any, directory: Path) -> None:
+def _refuse_blind(client: Any, file: Path) -> None:
     """A directory of the same name that is another one would take the artifacts and nobody would ever see them: so a file is looked for."""
-    probe = directory / f".{uuid.uuid4().hex}.probe"
-    probe.touch()
-    try:
-        seen = client.run(_sees, str(probe), on_error="return")
-    finally:
-        probe.unlink()
-    for worker, answer in seen.items():
+    for worker, answer in client.run(_sees, str(file), on_error="return").items():
         if answer is False:
             raise TrainingError(
-                f"the Dask worker {worker} does not see {directory}: all workers must share the file system with this host, "
+                f"the Dask worker {worker} does not see {file.parent}: all workers must share the file system with this host, "
                 "under the same paths"
             )
         if answer is not True:
@@ -223,9 +237,24 @@ def _tree(pid: int) -> list[int]:
     return found
 
 
-def _adapt(parent: int, variables: Mapping[str, str], threads: int) -> None:
+def _with_shared(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A call in a process of a local pool."""
+    return function(*_shared, *arguments)
+
+
+def _with_file(file: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """A call in a Dask worker."""
+    return function(_read(file), *arguments)
+
+
+@lru_cache(maxsize=1)
+def _read(file: str) -> Any:
+    return pickle.loads(Path(file).read_bytes())  # noqa: S301 - this job wrote it
+
+
+def _adapt(parent: int, shared: Any, variables: Mapping[str, str], threads: int) -> None:
     """In a forked process: its share of the BLAS threads, no handlers but its own, and memory that stays shared."""
-    _obey(parent)
+    _begin(parent, shared)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python ends the others by it where one has died
     if variables:
         adopt(variables)
@@ -233,8 +262,9 @@ def _adapt(parent: int, variables: Mapping[str, str], threads: int) -> None:
     gc.freeze()
 
 
-def _obey(parent: int) -> None:
+def _begin(parent: int, shared: Any) -> None:
     """In a process of the pool: it dies with the one that started it, and leaves to it what a signal to the whole group means."""
+    _shared[:] = [shared]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -48,6 +48,17 @@ def test_fit_gets_key_rows_and_hyperparameters(one):
     assert (entry.error, entry.rows, entry.file) == (None, 2, "a.tar.gz")
 
 
+def test_a_fit_may_change_its_hyperparameters(tmp_path):
+    (tmp_path / "a.csv").write_text("x\n1\n")
+
+    def fit(key, data, hyperparameters):
+        return Model(hyperparameters["grid"].pop())
+
+    work = Work.of(fit, None, {"grid": [1, 2]}, tmp_path, ".")
+    entries, _ = fitting.run(work, [(key, tmp_path / "a.csv") for key in "abc"])
+    assert [entry.error for entry in entries] == [None] * 3
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

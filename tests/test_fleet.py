@@ -36,20 +36,21 @@ def pools(monkeypatch):
     opened = []
 
     @contextmanager
-    def local(plan, settings):
+    def local(plan, settings, shared):
         monkeypatch.setattr("container.fitting._loaded", {})  # a process of a pool is new
         batches: list[list[str]] = []
         opened.append(batches)
         dead: list[object] = []
+        work = pickle.loads(pickle.dumps(shared))
 
-        def submit(function, work, batch):
+        def submit(function, batch):
             batches.append([key for key, _ in batch])
             future: Future = Future()
             if dead or any(key in DEADLY for key, _ in batch):
                 dead.append(batch)
                 future.set_exception(Died("SIGKILL(-9)"))
             else:
-                future.set_result(function(pickle.loads(pickle.dumps(work)), batch))
+                future.set_result(function(work, batch))
             return future
 
         yield Pool(submit, lambda: plan.workers, (Died,), True, str)

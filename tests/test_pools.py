@@ -26,29 +26,45 @@ if kind == "started":
     preload.lost_in_a_fork = lambda: "it has started threads"
 
 def pool_of(workers):
-    return pools.local(resources.Plan(workers, 2, False, ()), settings)
+    return pools.local(resources.Plan(workers, 2, False, ()), settings, Shared())
 
-def environment():
+class Shared:
+    pickled = 0
+    def __getstate__(self):
+        Shared.pickled += 1
+        return {"text": "x" * 5_000_000}
+
+def environment(shared):
     return dict(os.environ)
 
-def grandchild():
+def pid(shared):
+    return os.getpid()
+
+def leave(shared, code):
+    os._exit(code)
+
+def pause(shared, seconds):
+    time.sleep(seconds)
+
+def grandchild(shared):
     return subprocess.Popen(["sleep", "600"]).pid
 
 found = {"pid": os.getpid()}
 with pool_of(1) as pool:
     found["width"] = pool.width()
     found["environment"] = pool.submit(environment).result()
-    found["child"] = pool.submit(os.getpid).result()
+    found["child"] = pool.submit(pid).result()
     found["grandchild"] = pool.submit(grandchild).result()
+    found["pickled"] = Shared.pickled
 with pool_of(2) as pool:
-    found["other"] = pool.submit(os.getpid).result()
-    crash = pool.submit(os._exit, 3).exception()
+    found["other"] = pool.submit(pid).result()
+    crash = pool.submit(leave, 3).exception()
     found["crash"] = isinstance(crash, pool.crashes) and pool.is_broken
     found["ending"] = pool.ending(crash)
 print(json.dumps(found), flush=True)
 with pool_of(2) as pool:
-    print(pool.submit(os.getpid).result(), flush=True)
-    pool.submit(time.sleep, 600).result()
+    print(pool.submit(pid).result(), flush=True)
+    pool.submit(pause, 600).result()
 """
 """Uses pools as a job does, and tells; then waits for a long fit."""
 
@@ -69,6 +85,10 @@ def told(request):
 def test_processes_have_the_plans_threads(told):
     assert told["width"] == 1
     assert (told["environment"].get("OMP_NUM_THREADS"), told["environment"].get("OPENBLAS_NUM_THREADS")) == (None, "2")
+
+
+def test_what_calls_share_goes_to_a_process_once(told):
+    assert told["pickled"] == {"forked": 0, "started": 1}[told["kind"]]
 
 
 def test_a_process_that_dies_is_a_crash(told):
@@ -92,7 +112,7 @@ def test_a_scheduler_that_does_not_answer_is_named(tmp_path, free_port_number):
     address = f"tcp://127.0.0.1:{free_port_number}"
     with (
         pytest.raises(TrainingError, match=f"the Dask scheduler at {address} did not answer within 0.2 s"),
-        pools.dask(address, tmp_path, 0.2),
+        pools.dask(address, tmp_path / "shared", None, 0.2),
     ):
         pass
 
@@ -101,7 +121,7 @@ def test_dask_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with (
         pytest.raises(TrainingError, match="asks for Dask, but distributed is not installed in this image"),
-        pools.dask("tcp://x:1", tmp_path),
+        pools.dask("tcp://x:1", tmp_path / "shared", None),
     ):
         pass
 
@@ -138,13 +158,15 @@ class Client:
     ],
 )
 def test_workers_that_cannot_be_used_are_named(tmp_path, answers, message):
-    with pytest.raises(TrainingError, match=message):
-        pools._refuse_blind(Client(answers), tmp_path)
+    with pytest.raises(TrainingError, match=message), pools._written(tmp_path / "shared", 7):
+        pools._refuse_blind(Client(answers), tmp_path / "shared")
     assert not list(tmp_path.iterdir())
 
 
 def test_workers_that_see_the_directory_are_good(tmp_path):
-    pools._refuse_blind(Client({"a": None}), tmp_path)
+    with pools._written(tmp_path / "shared", 7):
+        pools._refuse_blind(Client({"a": None}), tmp_path / "shared")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_cluster_without_workers_is_named():
@@ -154,3 +176,9 @@ def test_a_cluster_without_workers_is_named():
 
 def test_a_call_is_made_where_it_is_unpickled():
     assert pickle.loads(pickle.dumps(pools._Call(divmod, (7, 2)))) == (3, 1)
+
+
+def test_a_dask_worker_reads_what_calls_share_once(tmp_path):
+    with pools._written(tmp_path / "shared", 7):
+        assert pools._with_file(str(tmp_path / "shared"), divmod, 2) == (3, 1)
+    assert pools._with_file(str(tmp_path / "shared"), divmod, 3) == (2, 1)
