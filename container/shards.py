@@ -23,6 +23,10 @@ def mine(job: TrainingJob, name: str, column: str | None, settings: Settings) ->
     """
     channel = job.channel(name)
     if column is None:
+        if len(job.hosts) > 1 and _got_nothing(channel):
+            log.warning("fleet: channel %r is ShardedByS3Key, and has no file for %s: fewer files than hosts?", name, job.current_host)
+            yield {}
+            return
         found = files(channel.files())
         yield found if is_split_by_platform(channel) else part(found, job)
         return
@@ -64,6 +68,13 @@ def files(paths: Iterable[Path]) -> dict[str, Path]:
 def is_split_by_platform(channel: Channel) -> bool:
     """Whether each host was given files of its own (ShardedByS3Key), so that all that are here are this host's."""
     return channel.description.get("S3DistributionType") == "ShardedByS3Key"
+
+
+def _got_nothing(channel: Channel) -> bool:
+    """Whether the platform gave this host of several no file at all, beside such as _SUCCESS: others have them, and it is no error."""
+    if not is_split_by_platform(channel) or channel.mode == "Pipe":
+        return False
+    return not any(path.is_file() and not path.name.startswith((".", "_")) for path in channel.directory.rglob("*"))
 
 
 def part(found: Mapping[str, Path], job: TrainingJob) -> dict[str, Path]:

@@ -39,6 +39,7 @@ def write(base: Path, keys: int = 5, script: str = SCRIPT, hosts: tuple[str, ...
         put(base / "code" / name, textwrap.dedent(content))
     for number in range(keys):
         put(base / f"input/data/train/c{number}.csv", f"x,y\n1,{number}\n2,{number + 1}\n")
+    (base / "input/data/train").mkdir(parents=True, exist_ok=True)
     config = base / "input/config"
     put(config / "hyperparameters.json", json.dumps({name: json.dumps(value) for name, value in hyperparameters.items()}))
     put(config / "inputdataconfig.json", json.dumps({"train": {"TrainingInputMode": "File", "S3DistributionType": "FullyReplicated"}}))

@@ -228,6 +228,13 @@ def test_hosts_take_their_part(base):
     assert len(done[0] | done[1]) == 12
 
 
+def test_a_host_without_keys_ends_well(base):
+    fleets.write(base, 0, hosts=("algo-1", "algo-2"), host="algo-2")
+    fleets.put(base / "input/config/inputdataconfig.json", '{"train": {"S3DistributionType": "ShardedByS3Key"}}')
+    assert training.run(Settings(base_dir=base)) == 0
+    assert (base / "model/manifest-algo-2.jsonl").read_text() == ""
+
+
 STOPS = fleets.SCRIPT.replace(
     "    slope =",
     """    if key == "c3":

@@ -89,6 +89,27 @@ def test_what_the_platform_has_split_is_this_hosts(tmp_path):
     assert list(mine(job(tmp_path, "algo-2", HOSTS, "ShardedByS3Key"))) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("names", [[], ["_SUCCESS"], [".hidden"]])
+def test_a_host_for_which_no_file_is_left_has_no_keys(tmp_path, caplog, names):
+    write(tmp_path, *names)
+    assert mine(job(tmp_path, "algo-2", HOSTS, "ShardedByS3Key")) == {}
+    assert mine(job(tmp_path / "not made", "algo-2", HOSTS, "ShardedByS3Key")) == {}
+    assert "channel 'train' is ShardedByS3Key, and has no file for algo-2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "changes"),
+    [
+        ([], {"distribution": "ShardedByS3Key"}),
+        ([], {"hosts": HOSTS}),
+        (["a.txt"], {"hosts": HOSTS, "distribution": "ShardedByS3Key"}),
+    ],
+)
+def test_no_file_at_all_is_an_error(tmp_path, names, changes):
+    with pytest.raises(TrainingError, match=r"has no file|no file ends in"):
+        mine(job(write(tmp_path, *names), **changes))
+
+
 TABLE = "id,y\n7,1\n007,2\na/b,3\n7,4\n"
 
 

@@ -191,7 +191,6 @@ def test_two_hosts_train_and_one_endpoint_serves(start, tmp_path):
             base / "input/config/inputdataconfig.json",
             json.dumps({"train": {"TrainingInputMode": "File", "S3DistributionType": "ShardedByS3Key"}}),
         )
-        (base / "input/data/train").mkdir(parents=True)
         for file in sorted((everything / "input/data/train").iterdir())[number :: len(hosts)]:
             shutil.copy(file, base / "input/data/train")
         containers.append(start.run("train", base, {"TRAINING_JOB_NAME": "energy"}))
