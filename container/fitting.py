@@ -25,6 +25,7 @@ import pandas as pd
 
 from container import bundles, keys, user_code, versions
 from container.manifest import Entry
+from container.training import Stopped
 
 INFERENCE_SCRIPT = "inference.py"
 UNPACKED = "fleet-code-"
@@ -125,7 +126,9 @@ def _one(work: Work, fit: Fit, key: str, path: Path) -> Entry:
         record = bundles.Record(key, made_from, rows, metrics)
         digest = bundles.write(artifact, model, record, work.libraries, work.packed_code, work.mark, work.absent)
         return Entry(key, seconds, rows, metrics, artifact.name, digest)
-    except (Exception, SystemExit) as error:  # one key that fails, fails alone
+    except (KeyboardInterrupt, Stopped):
+        raise
+    except BaseException as error:  # one key that fails, fails alone: asyncio's CancelledError is no Exception
         return Entry(key, seconds, rows, error=_told(error))
 
 
@@ -221,4 +224,11 @@ def _told(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "/site-packages/" not in frame.filename and "/lib/python" not in frame.filename]
     frame = (own or frames)[-1]
-    return f"{user_code.describe(error)[:LONGEST_ERROR]} ({Path(frame.filename).name}:{frame.lineno} in {frame.name})"
+    return f"{_described(error)[:LONGEST_ERROR]} ({Path(frame.filename).name}:{frame.lineno} in {frame.name})"
+
+
+def _described(error: BaseException) -> str:
+    try:
+        return user_code.describe(error)
+    except Exception as problem:
+        return f"{type(error).__name__}: (its message raised {type(problem).__name__})"

@@ -1,5 +1,6 @@
 """One key: its rows, the user's fit, what is told of an error."""
 
+import asyncio
 import gzip
 import random
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from container import fitting, user_code
+from container import fitting, training, user_code
 from container.errors import StartupError
 from container.fitting import Work
 
@@ -89,6 +90,11 @@ def test_parquet_of_a_name_that_looks_like_a_pattern_is_that_file(tmp_path, name
     assert fitting.table(path, path.read_bytes()).y.tolist() == [1]
 
 
+class Speechless(Exception):
+    def __str__(self):
+        raise ValueError
+
+
 def raising(error: BaseException):
     def fit(key, data, hyperparameters):
         raise error
@@ -102,6 +108,8 @@ def raising(error: BaseException):
         (raising(ValueError("no\n such")), "ValueError: no such (test_fitting.py:"),
         (raising(SystemExit(3)), "SystemExit: 3 ("),
         (raising(MemoryError()), "MemoryError ("),
+        (raising(asyncio.CancelledError()), "CancelledError ("),
+        (raising(Speechless()), "Speechless: (its message raised ValueError) ("),
         (raising(KeyError("x" * 2000)), "KeyError: 'xxx"),
         (lambda key, data, hyperparameters: None, "TypeError: fit returned None; a model was expected"),
         (lambda key, data, hyperparameters: {"a": 1}, "TypeError: fit returned dict, which has no predict, and there is no inference.py"),
@@ -114,6 +122,12 @@ def test_an_error_is_told_with_its_line(one, fit, error):
     assert entry.error.startswith(error)
     assert len(entry.error) < 700
     assert entry.file is None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), training.Stopped()])
+def test_what_ends_the_job_is_no_keys_error(one, error):
+    with pytest.raises(type(error)):
+        one(raising(error))
 
 
 @pytest.mark.parametrize(("text", "error"), [("", "EmptyDataError: "), (None, "FileNotFoundError: "), ('x,y\n"1,2\n', "ParserError: ")])
