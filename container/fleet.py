@@ -89,6 +89,7 @@ def train(
     Raises TrainingError for input that cannot be used, and when more keys fail than may, with the commonest causes.
     """
     settings = settings or Settings.read()
+    max_failed = _max_failed(job)
     target = directory or job.checkpoint_dir
     target.mkdir(parents=True, exist_ok=True)
     mark = bundles.mark(job.current_host)
@@ -97,7 +98,7 @@ def train(
         log.info("fleet: %d unfinished files of an earlier run were removed", swept)
     work = Work.of(fit, job.script or _source(fit), job.hyperparameters, target, mark)
     with shards.mine(job, channel, column, settings) as files, Manifest(target / _manifest_name(job)) as manifest:
-        run = _Run(job, settings, work, files, manifest)
+        run = _Run(job, settings, work, files, manifest, max_failed)
         try:
             run.go()
         finally:
@@ -110,10 +111,12 @@ def train(
 class _Run:
     """One pass over the files of this host."""
 
-    def __init__(self, job: TrainingJob, settings: Settings, work: Work, files: Mapping[str, Path], manifest: Manifest) -> None:
+    def __init__(
+        self, job: TrainingJob, settings: Settings, work: Work, files: Mapping[str, Path], manifest: Manifest, max_failed: float
+    ) -> None:
         self._job, self._settings, self._work, self._files, self._manifest = job, settings, work, files, manifest
         self._plan = resources.plan(settings, resources.granted(), PROGRAM_DIR)
-        self._max_failed = _max_failed(job)
+        self._max_failed = max_failed
         self._causes: dict[str, _Cause] = {}
         self._key_seconds = BATCH_SECONDS
         self._give_up: float | None = None

@@ -205,6 +205,12 @@ def test_max_failed_that_is_no_share_is_refused(base, value):
     assert f"max_failed is {value!r}; accepted is a share of the keys, 0 to 1" in failure
 
 
+def test_max_failed_is_looked_at_before_anything_is_split(base):
+    fleets.write(base, script=fleets.SCRIPT.replace("job, fit", "job, fit, column='none'"), max_failed=2)
+    assert training.run(Settings(base_dir=base)) == 1
+    assert "max_failed is 2" in (base / "output/failure").read_text()
+
+
 def test_a_process_that_dies_takes_only_the_guilty_key(base, pools):
     DEADLY.add("c4")
     code, _, entries = run(base, keys=20)
