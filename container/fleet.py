@@ -91,6 +91,12 @@ def train(
     settings = settings or Settings.read()
     max_failed = _max_failed(job)
     target = directory or job.checkpoint_dir
+    if target == job.checkpoint_dir and not job.keeps_checkpoints:
+        log.warning(
+            "fleet: %s was not there when the job began. If the job has no CheckpointConfig, the models are lost with this machine: "
+            "give it one with an S3Uri, or train with directory=job.model_dir",
+            target,
+        )
     target.mkdir(parents=True, exist_ok=True)
     mark = bundles.mark(job.current_host)
     swept = bundles.sweep(target, mark)

@@ -92,6 +92,7 @@ class TrainingJob:
     channels: by name. hosts: names of all machines, in the same order everywhere; current_host: this one's.
     resource_config: resourceconfig.json as it is.
     script: the user's training script, once it is found.
+    keeps_checkpoints: whether checkpoint_dir was there when the job began: the platform makes it where there is a CheckpointConfig.
     """
 
     name: str
@@ -106,6 +107,7 @@ class TrainingJob:
     output_data_dir: Path
     stop: Stop = field(default_factory=Stop)
     script: Path | None = None
+    keeps_checkpoints: bool = True
 
     @property
     def is_first_host(self) -> bool:
@@ -163,6 +165,7 @@ def read(settings: Settings) -> TrainingJob:
         model_dir=settings.model_dir,
         checkpoint_dir=settings.checkpoint_dir,
         output_data_dir=settings.output_data_dir,
+        keeps_checkpoints=settings.checkpoint_dir.is_dir(),
     )
 
 

@@ -100,6 +100,15 @@ def test_what_is_finished_is_not_made_again(base, caplog):
     assert "5 of them found finished" in caplog.text
 
 
+def test_models_that_nobody_may_keep_are_warned_of_once(base, caplog):
+    warning = "was not there when the job began. If the job has no CheckpointConfig"
+    run(base)
+    assert caplog.text.count(warning) == 1
+    caplog.clear()
+    run(base)
+    assert warning not in caplog.text
+
+
 def test_artifacts_without_a_manifest_are_found(base, caplog):
     caplog.set_level("INFO")
     _, _, before = run(base)
@@ -282,8 +291,9 @@ def train_fn(job):
 """
 
 
-def test_fit_may_be_any_function_and_the_place_any_directory(base, capsys):
+def test_fit_may_be_any_function_and_the_place_any_directory(base, capsys, caplog):
     code, _, _ = run(base, CLOSURE)
     assert code == 0
+    assert "CheckpointConfig" not in caplog.text
     assert "5 5 False True" in capsys.readouterr().out
     assert len(list((base / "model").glob("*.tar.gz"))) == 5
