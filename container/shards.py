@@ -1,10 +1,13 @@
 """Which keys are this host's, and the file of each: what a channel holds, or this host's part of it."""
 
+import fcntl
 import hashlib
 import logging
+import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from container import keys, prepare, rows
@@ -13,6 +16,9 @@ from container.settings import Settings
 from container.training_job import Channel, TrainingError, TrainingJob
 
 log = logging.getLogger(__name__)
+
+SPLIT = "fleet-split-"
+"""What the directories are called in which a table is split."""
 
 
 @contextmanager
@@ -37,8 +43,29 @@ def mine(job: TrainingJob, name: str, column: str | None, settings: Settings) ->
         )
     if settings.dask_scheduler:
         raise TrainingError(f"Dask workers do not see what this host splits: split the files of channel {name!r} before the job")
-    with tempfile.TemporaryDirectory(prefix="fleet-split-") as directory:
-        yield part(_split(channel, column, Path(directory)), job)
+    with _scratch() as directory:
+        yield part(_split(channel, column, directory), job)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A directory that is gone after the block; those that killed runs left, each with a whole table, are gone before it."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SPLIT}*"):
+        with suppress(OSError), _locked(left):
+            shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=SPLIT) as name, _locked(Path(name)):
+        yield Path(name)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Raises OSError if somebody has it. A lock ends with its processes, and counts in other containers, where pids mean others."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def files(paths: Iterable[Path]) -> dict[str, Path]:

@@ -118,6 +118,19 @@ def test_a_table_is_split_by_a_column(tmp_path):
     assert mine(job(tmp_path), "id") == {"007": "id,y\n007,2\n", "7": "id,y\n7,1\n7,4\n", "a/b": "id,y\na/b,3\n"}
 
 
+def test_what_a_killed_split_left_is_removed_and_what_another_uses_is_not(tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    table = write(tmp_path / "channel", "all.csv")
+    (table / "all.csv").write_text(TABLE)
+    write(tmp_path / "tmp", "fleet-split-dead/a.csv", "others/a.csv")
+    with shards.mine(job(table), "train", "id", Settings()) as found:
+        assert not (tmp_path / "tmp/fleet-split-dead").exists()
+        mine(job(table), "id")
+        assert all(path.exists() for path in found.values())
+    assert [path.name for path in (tmp_path / "tmp").iterdir()] == ["others"]
+
+
 def test_a_table_of_parquet_keeps_its_types(tmp_path):
     (tmp_path / "_SUCCESS").touch()
     duckdb.sql(f"COPY (SELECT 'a' AS id, DATE '2024-01-01' AS day) TO '{tmp_path / 'part-0.parquet'}'")
