@@ -104,6 +104,16 @@ def sweep(directory: Path, mark: str) -> int:
     return len(left)
 
 
+def now(directory: Path, mark: str) -> int:
+    """The time of a file that is written there now, in ns: of the clock of those who keep the files, which may be another machine's."""
+    file = unfinished(directory, mark)
+    try:
+        file.touch()
+        return file.stat().st_mtime_ns
+    finally:
+        file.unlink(missing_ok=True)
+
+
 def unfinished(directory: Path, mark: str) -> Path:
     """A name that no other file has, and that `sweep` finds."""
     return directory / f"{mark}{uuid.uuid4().hex}{UNFINISHED}"

@@ -49,7 +49,8 @@ class Work:
 
     script: the user's training script. code: the files that belong to it, by name relative to its directory. fit: pickled; what is
     defined in the script by its name. directory: for the artifacts. mark: of unfinished files. libraries: import names of those that
-    the job has imported before the first fit.
+    the job has imported before the first fit. begun: when the run did, as a file's time in ns: an artifact that is younger, and that
+    nobody was told of, is one of a process that died, and is made again to know its seconds.
     """
 
     script: Path | None
@@ -60,14 +61,17 @@ class Work:
     directory: Path
     mark: str
     libraries: tuple[str, ...]
+    begun: float = math.inf
 
     @classmethod
-    def of(cls, fit: Fit, script: Path | None, hyperparameters: Mapping[str, Any], directory: Path, mark: str) -> "Work":
+    def of(
+        cls, fit: Fit, script: Path | None, hyperparameters: Mapping[str, Any], directory: Path, mark: str, begun: float = math.inf
+    ) -> "Work":
         """The work of a run in this process, from what it has imported."""
         code = {str(path.relative_to(script.parent)): path.read_bytes() for path in user_code.beside(script)} if script else {}
         name = f"{getattr(fit, '__module__', '')}.{getattr(fit, '__qualname__', type(fit).__qualname__)}"
         pickled = cloudpickle.dumps(fit)
-        return cls(script, code, pickled, name, dict(hyperparameters), directory, mark, tuple(versions.imported()))
+        return cls(script, code, pickled, name, dict(hyperparameters), directory, mark, tuple(versions.imported()), begun)
 
     @cached_property
     def digest(self) -> str:
@@ -117,7 +121,7 @@ def _one(work: Work, fit: Fit, key: str, path: Path) -> Entry:
         content = path.read_bytes()
         made_from = sha256(f"{key}\0{path.suffixes}\0{work.digest}\0".encode() + sha256(content).digest()).hexdigest()
         artifact = work.artifact(key)
-        finished = _finished(artifact, made_from)
+        finished = _finished(artifact, made_from, work.begun)
         if finished:
             return finished
         data = table(path, content)
@@ -132,13 +136,13 @@ def _one(work: Work, fit: Fit, key: str, path: Path) -> Entry:
         return Entry(key, seconds, rows, error=_told(error))
 
 
-def _finished(artifact: Path, made_from: str) -> Entry | None:
+def _finished(artifact: Path, made_from: str, begun: float) -> Entry | None:
     """The entry of an artifact that an earlier run has made from the same; None if there is none, or it is not whole."""
     try:
         record = bundles.read(artifact)
+        if record.made_from != made_from or artifact.stat().st_mtime_ns > begun:
+            return None
     except (FileNotFoundError, bundles.BundleError):
-        return None
-    if record.made_from != made_from:
         return None
     return Entry(record.key, None, record.rows, record.metrics, artifact.name, sha256(artifact.read_bytes()).hexdigest())
 

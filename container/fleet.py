@@ -102,7 +102,7 @@ def train(
     swept = bundles.sweep(target, mark)
     if swept:
         log.info("fleet: %d unfinished files of an earlier run were removed", swept)
-    work = Work.of(fit, job.script or _source(fit), job.hyperparameters, target, mark)
+    work = Work.of(fit, job.script or _source(fit), job.hyperparameters, target, mark, bundles.now(target, mark))
     with shards.mine(job, channel, column, settings) as files, Manifest(target / _manifest_name(job)) as manifest:
         run = _Run(job, settings, work, files, manifest, max_failed)
         try:

@@ -46,7 +46,10 @@ def pools(monkeypatch):
         def submit(function, batch):
             batches.append([key for key, _ in batch])
             future: Future = Future()
-            if dead or any(key in DEADLY for key, _ in batch):
+            deadly = next((index for index, (key, _) in enumerate(batch) if key in DEADLY), None)
+            if dead or deadly is not None:
+                if not dead:
+                    function(work, batch[:deadly])  # nobody is told of them
                 dead.append(batch)
                 future.set_exception(Died("SIGKILL(-9)"))
             else:
@@ -220,13 +223,16 @@ def test_max_failed_is_looked_at_before_anything_is_split(base):
     assert "max_failed is 2" in (base / "output/failure").read_text()
 
 
-def test_a_process_that_dies_takes_only_the_guilty_key(base, pools):
+def test_a_process_that_dies_takes_only_the_guilty_key(base, pools, caplog):
+    caplog.set_level("INFO")
     DEADLY.add("c4")
     code, _, entries = run(base, keys=20)
     assert code == 0
     assert entries["c4"].error == (
         "ProcessDied: the process that fitted it died, exit code SIGKILL(-9); SIGKILL is most often for want of memory (outside of Python)"
     )
+    assert [key for key, entry in entries.items() if entry.seconds is None] == ["c4"]
+    assert "found finished" not in caplog.text
     assert len(fleets.artifacts(base)) == 19
     assert all(len(batch) == 1 for batches in pools[1:-1] for batch in batches), "one by one"
 
