@@ -35,7 +35,8 @@ def progress(clock, total=1000, **changes):
         ([], 0, "fleet: 0 of 1,000 done, 0 failed, 0.0 a second, 0 s in all"),
         ([made()] * 310 + [made(error="x")] * 2, 13, "fleet: 310 of 1,000 done, 2 failed, 24.0 a second, 29 s left"),
         ([made()] * 5, 100, "fleet: 5 of 1,000 done, 0 failed, 0.1 a second, 5.5 h left"),
-        ([made(None)] * 3 + [made()] * 7, 10, "fleet: 10 of 1,000 done, 3 of them found finished, 0 failed, 1.0 a second, 16 min left"),
+        ([made(None)] * 300 + [made()] * 7, 7, "fleet: 307 of 1,000 done, 300 of them found finished, 0 failed, 1.0 a second, 12 min left"),
+        ([made(None)] * 300, 7, "fleet: 300 of 1,000 done, 300 of them found finished, 0 failed, 0.0 a second, 7 s in all"),
         ([made()] * 1000, 250, "fleet: 1,000 of 1,000 done, 0 failed, 4.0 a second, 4 min in all"),
     ],
 )
