@@ -17,7 +17,7 @@ BUILD_ARGS = $(foreach name,BASE SPACY_MODEL PIP_INDEX_URL PIP_EXTRA_INDEX_URL P
 PLAIN_MANIFEST = $(shell docker buildx version >/dev/null 2>&1 && echo --provenance=false)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve serve-many energy test lint image image-mms serve-docker bench bench-many faults faults-many lock clean .venv .venv-bench
+.PHONY: help serve serve-many energy test lint image image-mms serve-docker bench bench-many bench-fleet faults faults-many lock clean .venv .venv-bench
 MAKEFLAGS += --no-print-directory
 
 help: ## this list
@@ -56,6 +56,10 @@ bench: .venv .venv-bench ## our figures beside the peers', in one run [BENCH_FLA
 
 bench-many: .venv/mms .venv-bench ## thousands of models, beside a stock Multi Model Server (about 6 minutes) [BENCH_FLAGS=--write]
 	@.venv-bench/bin/python -m benchmarks.many $(BENCH_FLAGS)
+
+bench-fleet: .venv .venv-bench ## a thousand models in one job, and the split of ten million rows (about 12 minutes) [BENCH_FLAGS=--write]
+	@.venv-bench/bin/python -m benchmarks.fleet $(BENCH_FLAGS)
+	@.venv-bench/bin/python -m benchmarks.split $(BENCH_FLAGS)
 
 faults: .venv ## killed workers, SIGTERM under load, 50,000 mutated requests (about 3 minutes)
 	@.venv/bin/python -m benchmarks.faults
