@@ -1,6 +1,7 @@
 """The house's order: imports inside container/ point down, and one module reads the environment."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,12 @@ def test_every_module_has_a_place():
     missing = [name for name in MODULES if name not in UPWARDS]
     assert not missing, "give it a place in UPWARDS, as low as its imports allow"
     assert [name for name in UPWARDS if name not in MODULES] == [], "in UPWARDS, but not in container/"
+
+
+def test_every_module_is_in_the_table_of_rooms():
+    rooms = (ROOT / "docs" / "architecture.md").read_text().partition("## The rooms")[2].partition("## Starting")[0]
+    named = {word for line in rooms.splitlines() if line.startswith("|") for word in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert named == set(MODULES) - {"__main__"}
 
 
 @pytest.mark.parametrize("name", MODULES)
