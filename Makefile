@@ -32,10 +32,10 @@ serve-many: .venv ## the same model a hundred times behind one endpoint [EXAMPLE
 energy: .venv .venv/energy $(if $(filter mms,$(ENGINE)),.venv/mms) ## a forecast for each of many customers: data, training, one endpoint [CUSTOMERS=1000] [FORECASTER=default|prophet] [ENGINE=own|mms]
 	@.venv/bin/python -m local_test.energy --customers $(CUSTOMERS) --forecaster $(FORECASTER) --engine $(ENGINE)
 
-test: lint .venv/mms .venv/energy ## everything: lint, types, tests on this machine and, if an engine answers, in Docker [TESTS=tests/test_x.py]
+test: lint ## everything: lint, types, tests on this machine and, if an engine answers, in Docker [TESTS=tests/test_x.py]
 	@.venv/bin/python -m pytest -ra $(TESTS)
 
-lint: .venv/mms ## style and types
+lint: .venv/mms .venv/energy ## style and types
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy container local_test requirements tests benchmarks
