@@ -3,10 +3,13 @@ lists the models of all shards from these files, so that a listing never waits f
 
 import errno
 import json
+import logging
 import os
 import uuid
 from bisect import bisect_right
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 REWRITE_AFTER = 10_000
 """Lines about models that are gone, before a file is written anew."""
@@ -16,7 +19,7 @@ class Ledger:
     """What one shard has loaded: name -> url. Every change is one line, written before it is answered."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._file = path, -1
+        self._path, self._file, self._unwritten = path, -1, b""
         tail = _Tail(path)
         tail.read()
         self.models = tail.models
@@ -28,22 +31,28 @@ class Ledger:
         self.models[name] = url
 
     def remove(self, name: str) -> None:
-        """Does nothing if the name is not there."""
+        """Does nothing if the name is not there. If the disk is full, the file says it with the next change: the memory is wanted now."""
         if self.models.pop(name, None) is None:
             return
-        self._append(_line(name, None))
         self._gone += 2
-        if self._gone > REWRITE_AFTER + len(self.models):
-            self._rewrite()
+        try:
+            self._append(_line(name, None))
+            if self._gone > REWRITE_AFTER + len(self.models):
+                self._rewrite()
+        except OSError as error:
+            log.warning("the list of models does not say yet that %r is unloaded: %s", name, error)
+            self._unwritten += _line(name, None)
 
     def close(self) -> None:
         os.close(self._file)
 
     def _append(self, line: bytes) -> None:
-        written = os.write(self._file, line)
-        if written < len(line):  # half a line would spoil the next one
+        lines = self._unwritten + line
+        written = os.write(self._file, lines)
+        if written < len(lines):  # half a line would spoil the next one
             os.ftruncate(self._file, os.fstat(self._file).st_size - written)
             raise OSError(errno.ENOSPC, "the list of models cannot be written: the disk is full")
+        self._unwritten = b""
 
     def _rewrite(self) -> None:
         """In one step for those who read it: a new file takes the place of the old one. Its first line is like no other file's."""

@@ -1,5 +1,6 @@
 """The ledger of a shard, and the catalogue of all: what a death, a full disk or a rewrite leaves of them."""
 
+import errno
 import json
 import os
 
@@ -76,6 +77,40 @@ def test_a_full_disk_adds_nothing_and_leaves_no_half_line(ledger, tmp_path, monk
     assert one.models == {}
     one.add("b", "/b")
     assert names(Catalogue(tmp_path)) == ["b"]
+
+
+@pytest.mark.parametrize("room", [0, 5], ids=["no byte", "half a line"])
+def test_a_full_disk_keeps_no_model_in_memory_and_the_next_change_tells_of_it(ledger, tmp_path, monkeypatch, caplog, room):
+    one, write = ledger(), os.write
+    for name in ("a", "b"):
+        one.add(name, "/url")
+
+    def full(file, data):
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data[:room])
+
+    monkeypatch.setattr(os, "write", full)
+    one.remove("a")
+    monkeypatch.undo()
+    assert "does not say yet that 'a' is unloaded" in caplog.text
+    assert (one.models, names(Catalogue(tmp_path))) == ({"b": "/url"}, ["a", "b"])
+    one.add("a", "/again")
+    assert Catalogue(tmp_path).page(10)[0] == [("a", "/again"), ("b", "/url")]
+    one.remove("a")
+    assert names(Catalogue(tmp_path)) == ["b"]
+    assert ledger().models == {"b": "/url"}
+
+
+def test_a_list_that_cannot_be_written_anew_is_written_on(ledger, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "REWRITE_AFTER", 0)
+    one = ledger()
+    (tmp_path / "models-0.new").mkdir()
+    for name in ("a", "b"):
+        one.add(name, "/url")
+    one.remove("a")
+    assert names(Catalogue(tmp_path)) == ["b"]
+    (tmp_path / "models-0.new").rmdir()
 
 
 def test_lines_about_models_that_are_gone_do_not_pile_up(ledger, tmp_path, monkeypatch):
