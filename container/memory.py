@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import gc
 import resource
@@ -16,7 +17,7 @@ from typing import Any
 import gevent
 
 from container import resources
-from container.errors import InsufficientStorage
+from container.errors import InsufficientStorage, ServingError
 
 M_MMAP_THRESHOLD = -3
 """glibc's number of this option."""
@@ -115,8 +116,22 @@ class Bound:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error, or what caused it, is that memory was short."""
-    return isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError)
+    """Whether an error, or what it came of, is that memory was short. One that says its own status means what it says."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, ServingError) and not hasattr(link, "status_code"):
+        if isinstance(link, MemoryError) or (isinstance(link, OSError) and link.errno == errno.ENOMEM):
+            return True
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return False
+
+
+def refused(error: Exception | SystemExit) -> Exception | SystemExit:
+    """What to answer a prediction that failed: where memory was short, what has the platform unload others, and ask again."""
+    if not ran_out(error):
+        return error
+    refusal = InsufficientStorage("there was not enough memory for this prediction")
+    refusal.__cause__ = error
+    return refusal
 
 
 def be_killed_first() -> None:

@@ -1,6 +1,7 @@
 """Who may take how much memory: reservations that shards see of each other, and the way back."""
 
 import array
+import errno
 import gc
 import re
 import urllib.parse
@@ -10,7 +11,7 @@ import gevent
 import pytest
 
 from container import memory
-from container.errors import InsufficientStorage, StartupError
+from container.errors import ClientError, InsufficientStorage, StartupError
 from container.memory import MARGIN, Budget
 
 MB = 2**20
@@ -97,6 +98,47 @@ def test_nothing_is_less_than_nothing_for_people(tmp_path, free):
 def test_what_is_a_want_of_memory(error, cause, short):
     error.__cause__ = cause
     assert memory.ran_out(error) == short
+
+
+class TooLarge(Exception):
+    status_code = 413
+
+
+def raised(*errors):
+    """The last of errors, each raised while the one before it was dealt with."""
+    if len(errors) == 1:
+        return errors[0]
+    try:
+        raise raised(*errors[:-1])
+    except BaseException:
+        try:
+            raise errors[-1]
+        except BaseException as error:
+            return error
+
+
+@pytest.mark.parametrize(
+    ("errors", "short"),
+    [
+        ([MemoryError(), KeyError("weights"), RuntimeError("no weights")], True),
+        ([OSError(errno.ENOMEM, "Cannot allocate memory"), ValueError("no mmap")], True),
+        ([OSError(errno.ENOENT, "No such file")], False),
+        ([MemoryError(), ClientError("too large for me")], False),
+        ([MemoryError(), TooLarge()], False),
+    ],
+    ids=lambda value: " ".join(type(error).__name__ for error in value) if isinstance(value, list) else "",
+)
+def test_a_want_of_memory_behind_other_errors(errors, short):
+    error = raised(*errors)
+    assert memory.ran_out(error) == short
+    refused = memory.refused(error)
+    assert (getattr(refused, "status", None) == 507, refused is error) == (short, not short)
+
+
+def test_a_want_of_memory_that_the_script_has_dealt_with():
+    error = KeyError("a")
+    error.__context__, error.__suppress_context__ = MemoryError(), True
+    assert not memory.ran_out(error)
 
 
 def test_cycles_are_collected_but_what_is_frozen_stays():
