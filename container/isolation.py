@@ -5,6 +5,7 @@ itself has pickled.
 """
 
 import contextlib
+import logging
 import os
 import pickle
 import select
@@ -12,18 +13,21 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from gevent import socket as cooperative
 from gevent.lock import Semaphore
 
-from container import events, memory, predictor
+from container import events, memory, predictor, user_code
 from container.errors import DeadlineExceeded, InsufficientStorage, ServingError, StartupError, check_headers, to_response
+from container.exchange import Stream
 from container.message import Context, Headers, Request, Response
 from container.predictor import Predictor
 from container.settings import Settings
+
+log = logging.getLogger(__name__)
 
 LOAD_SECONDS = 350.0
 """How long a load may take; the platform waits 360 s."""
@@ -50,16 +54,16 @@ class _Child:
 
     def __init__(self, settings: Settings, directory: Path) -> None:
         """Forks, and waits until the child has loaded its model. Raises StartupError or InsufficientStorage in its words."""
-        here, there = socket.socketpair()
-        here.settimeout(LOAD_SECONDS)
-        self._socket, self._timeout = here, settings.timeout + KILL_AFTER
+        self._timeout = settings.timeout + KILL_AFTER
         self._cooperative: Any = None
         self._closed = False
         sys.stdout.flush()
-        self.pid = os.fork()
+        self.pid, here, there = _fork(directory)
         if self.pid == 0:
             _child(there, settings, directory)
         there.close()
+        here.settimeout(LOAD_SECONDS)
+        self._socket = here
         try:
             kind, said = _receive(here)
         except TimeoutError:
@@ -165,6 +169,20 @@ class _Child:
             self._lost(error)
 
 
+def _fork(directory: Path) -> tuple[int, socket.socket, socket.socket]:
+    """As os.fork, with the ends of a connection: the shard's, then the child's. Raises InsufficientStorage where there are no more."""
+    with contextlib.ExitStack() as failing:
+        try:
+            here, there = socket.socketpair()
+            for end in (here, there):
+                failing.callback(end.close)
+            pid = os.fork()
+        except OSError as error:  # processes and open files are the container's to share out, as memory is
+            raise InsufficientStorage(f"no process can be started for {directory}: {error.strerror}") from error
+        failing.pop_all()
+    return pid, here, there
+
+
 def _ended_loading(directory: Path, code: int) -> Exception:
     """Only the kernel sends SIGKILL to a process that loads, when memory is short; all else is the artifact's fault."""
     if code == -signal.SIGKILL:
@@ -189,9 +207,11 @@ def _child(connection: socket.socket, settings: Settings, directory: Path) -> No
         memory.be_killed_first()
         try:
             loaded = predictor.load(settings, directory)
-        except (StartupError, MemoryError) as error:
-            short = memory.ran_out(error)
-            _send(connection, ("memory", f"{directory} does not fit into memory") if short else ("broken", str(error)))
+        except Exception as error:
+            if not isinstance(error, StartupError):
+                log.exception("%s cannot be loaded:", directory)
+            said = str(error) if isinstance(error, StartupError) else f"{directory} cannot be loaded: {user_code.describe(error)}"
+            _send(connection, ("memory", f"{directory} does not fit into memory") if memory.ran_out(error) else ("broken", said))
         else:
             _send(connection, ("loaded", (loaded.source, loaded.load_seconds)))
             while True:
@@ -211,25 +231,28 @@ def _answer(connection: socket.socket, loaded: Predictor) -> None:
     try:
         response = loaded.respond(Request(body, content_type, accept, context))
         check_headers(response)
+        if not isinstance(response.body, bytes):
+            response.body = Stream(iter(response.body), lambda: None, request_id)
     except (Exception, SystemExit) as error:
-        response = to_response(error, request_id)
+        response = to_response(memory.refused(error), request_id)
     whole = isinstance(response.body, bytes)
     _send(connection, (response.status, response.content_type, dict(response.headers), response.body if whole else None))
-    if not isinstance(response.body, bytes):
+    if isinstance(response.body, Stream):
         _stream(connection, response.body, request_id)
 
 
-def _stream(connection: socket.socket, parts: Iterable[bytes], request_id: str) -> None:
+def _stream(connection: socket.socket, parts: Stream, request_id: str) -> None:
     said = select.poll()
     said.register(connection, select.POLLIN)
-    iterator = iter(parts)
     failed = False
     try:
-        for part in iterator:
+        for part in parts:
             _send(connection, (part, False))
             if said.poll(0):  # STOP, for nothing else is said during a stream
                 break
-        getattr(iterator, "close", lambda: None)()
+        parts.close()
+    except ServingError:  # the stream has logged why
+        failed = True
     except (Exception, SystemExit) as error:
         to_response(error, request_id)  # for the log
         failed = True

@@ -1,5 +1,6 @@
 """A model in a process of its own: the same answers, its own crash, and never another request's answer."""
 
+import errno
 import gc
 import io
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from container import isolation
+from container import isolation, predictor
 from container.errors import DeadlineExceeded, InsufficientStorage, ServingError, StartupError
 from container.exchange import Endpoint
 from container.message import Context, Headers, Request
@@ -102,6 +103,16 @@ def test_the_script_is_told_what_every_script_is_told(start):
         ("def predict_fn(d, m): raise SystemExit(1)", 500, "the model failed with SystemExit"),
         ("class E(Exception): status_code = 429\ndef predict_fn(d, m): raise E('slow down')", 429, "slow down"),
         ("def input_fn(b, c): raise ValueError('a')\ndef predict_fn(d, m): return 1", 400, "input_fn could not read the request"),
+        ("def predict_fn(d, m): raise MemoryError('of 1 TB')", 507, "there was not enough memory for this prediction"),
+        ("def transform_fn(m, b, c, a):\n    raise KeyError('secret')\n    yield", 500, "the model failed with KeyError"),
+        (
+            (
+                "class E(Exception): status_code = 429\n"
+                "def predict_fn(d, m):\n    raise E('slow down')\n    yield\ndef output_fn(p, a): return p"
+            ),
+            429,
+            "slow down",
+        ),
         (
             (
                 "def predict_fn(d, m):\n    yield 'a'\n"
@@ -247,6 +258,27 @@ def test_one_request_at_a_time_through_the_queue_that_all_models_have(start, tmp
 def test_a_load_that_fails(start, model_fn, error, said):
     with pytest.raises(error, match=said):
         start(f"import os, signal\n\ndef model_fn(model_dir):\n    {model_fn}\ndef predict_fn(d, m): return 1\n")
+
+
+def test_a_load_that_fails_as_none_is_known_to(start, monkeypatch):
+    def broken(settings, directory):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(predictor, "load", broken)
+    with pytest.raises(StartupError, match=r"m0 cannot be loaded: OSError: \[Errno 5\] Input/output error$"):
+        start(ECHO)
+
+
+@pytest.mark.parametrize("missing", ["os.fork", "socket.socketpair"])
+def test_without_another_process_to_be_had_others_must_go(start, monkeypatch, missing):
+    def none_left():
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    before = set(Path("/proc/self/fd").iterdir())
+    monkeypatch.setattr(missing, none_left)
+    with pytest.raises(InsufficientStorage, match=r"^no process can be started for .*m0: Resource temporarily unavailable$"):
+        start(ECHO)
+    assert set(Path("/proc/self/fd").iterdir()) == before
 
 
 def test_a_load_that_never_ends_is_ended(start, monkeypatch):
