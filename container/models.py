@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import operator
 import os
 import select
 import signal
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 
 import gevent
 from gevent.event import Event
+from gevent.lock import Semaphore
 from gevent.threadpool import ThreadPool
 
 from container import events, memory, predictor, resources, user_code
@@ -29,7 +31,7 @@ log = logging.getLogger(__name__)
 SMALL = 256 * 1024
 """Bytes of an artifact that is loaded between two requests; a larger one, or one with code, is loaded on a thread beside them."""
 PARALLEL_LOADS = 2
-"""Loads on threads at the same time; the others wait."""
+"""Loads on threads at the same time; the others wait, and hold no memory meanwhile."""
 SHARE = 2
 """A load may take 1/SHARE of the memory that is left, unless it was measured, and holds it meanwhile: others load at the same time."""
 ROOM = 24 * 2**20
@@ -43,11 +45,13 @@ MINIMUM = 64 * 1024
 WORTH_RETURNING = 2**21
 """So many bytes may be left behind by models that are gone before they are looked for, which takes milliseconds."""
 QUIET_SECONDS = 1.0
-"""After so long the few that were unloaded last are looked for, too."""
+"""After so long without another the few that were unloaded last are looked for, too."""
 RESIDUE = 8 * 1024
 """Bytes that a model may leave behind, whatever it gave back."""
 TRIAL_SECONDS = 300.0
 """How long a load may take whose memory is measured; the platform waits 360 s for this and the load itself."""
+ANSWER_BYTES = 32
+"""More than a trial load ever says, all at once."""
 OUT_OF_MEMORY = b"-"
 """What a trial load says if Python found no memory."""
 UNLOAD_SECONDS = 300.0
@@ -94,18 +98,27 @@ class _Loading:
 class Models:
     """changes: a number that grows with everything that `describe` tells.
 
-    load(directory) -> Predictor comes as an argument, so that a model may also live in a process of its own."""
+    load(directory) -> Predictor comes as an argument, so that a model may also live in a process of its own. trial: the same in the process
+    that calls it, where what it takes is measured; None if that is what `load` does."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, budget: Budget, load: Callable[[Path], Predictor] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        budget: Budget,
+        load: Callable[[Path], Predictor] | None = None,
+        trial: Callable[[Path], Predictor] | None = None,
+    ) -> None:
         self._settings, self._ledger, self._budget = settings, ledger, budget
         self._always_on_threads = load is not None
         self._load_predictor = load or (lambda directory: predictor.load(settings, directory))
+        self._trial = trial
         self._models: OrderedDict[str, Model] = OrderedDict()  # in the order of their last use
         self._owed = 0
         self._returning: gevent.Greenlet[[], None] | None = None
         self.changes = 0
         self._loading: dict[str, _Loading] = {}
-        self._threads = ThreadPool(PARALLEL_LOADS)
+        self._threads, self._turns = ThreadPool(PARALLEL_LOADS), Semaphore(PARALLEL_LOADS)
         self._bound = memory.Bound()
 
     def __contains__(self, name: str) -> bool:
@@ -163,6 +176,7 @@ class Models:
         model = self._models.pop(name, None)
         self.changes += 1
         if model is not None:
+            memory.collect_rarely(len(self._models))
             self._await_idle(model)
             size, close, before = model.bytes, model.endpoint.predictor.close, resources.written()
             del model
@@ -222,16 +236,23 @@ class Models:
                 raise InsufficientStorage(f"model {name!r} cannot be put on the list of models: {error.strerror}") from error
 
     def _load_within_budget(self, name: str, directory: Path, size: int) -> Predictor:
+        has_code = user_code.find(self._settings, model_dir=directory) is not None
+        if size <= SMALL and not has_code and not self._always_on_threads:
+            return self._load_reserved(name, directory, size, operator.call)
+        with self._turns:  # first, or those that wait for a thread would hold what those that have one may need
+            return self._load_reserved(name, directory, size, self._beside)
+
+    def _load_reserved(self, name: str, directory: Path, size: int, call: Callable[..., Predictor]) -> Predictor:
         needed = size * GROWTH + MINIMUM
         if not self._is_worth_a_trial(size, needed):
             try:
                 with self._budget.reserve(needed, f"model {name!r}", SHARE) as held, self._bound.on(max(held, ROOM)):
-                    return self._load_now(directory, size)
+                    return call(_clear_of_memory, self._load_predictor, directory)
             except MemoryError:  # it takes much more than its artifact shows
                 memory.give_back()
         try:
             with self._budget.reserve(self._measure(name, directory), f"model {name!r}"):
-                return self._load_now(directory, size)
+                return call(_clear_of_memory, self._load_predictor, directory)
         except MemoryError:
             raise InsufficientStorage(f"model {name!r} ran out of memory while it was being loaded") from None
 
@@ -243,16 +264,8 @@ class Models:
         left = self._budget.left()
         return left < needed and (size <= left or left > total // 2)
 
-    def _load_now(self, directory: Path, size: int) -> Predictor:
-        has_code = user_code.find(self._settings, model_dir=directory) is not None
-        if size <= SMALL and not has_code and not self._always_on_threads:
-            loaded = _clear_of_memory(self._load_predictor, directory)
-        else:
-            loaded = self._beside(_clear_of_memory, self._load_predictor, directory)
-        return loaded
-
     def _measure(self, name: str, directory: Path) -> int:
-        return int(self._beside(measure, self._load_predictor, directory, name, self._budget.left))
+        return int(self._beside(measure, self._trial or self._load_predictor, directory, name, self._budget.left))
 
     def _beside(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls a function on a thread, while requests are answered; gevent would print what it raises, whoever catches it."""
@@ -274,15 +287,15 @@ class Models:
         size: bytes that it has not given back, as far as anybody knows.
         """
         self._owed += size + RESIDUE
+        if self._returning is not None:
+            self._returning.kill(block=False)
         if self._owed >= WORTH_RETURNING:
             self._return_memory()
-        elif self._returning is None:
+        else:
             self._returning = gevent.spawn_later(QUIET_SECONDS, self._return_memory)
 
     def _return_memory(self) -> None:
-        self._owed, returning, self._returning = 0, self._returning, None
-        if returning is not None and returning is not gevent.getcurrent():
-            returning.kill(block=False)
+        self._owed, self._returning = 0, None
         memory.collect()
         memory.give_back()
 
@@ -314,13 +327,13 @@ def measure(load: Callable[[Path], Predictor], directory: Path, name: str, left:
     if child == 0:
         _trial(load, directory, writing)
     os.close(writing)
-    with os.fdopen(reading, "rb") as answers:
-        said = select.poll()
-        said.register(answers, select.POLLIN)
-        in_time = bool(said.poll(TRIAL_SECONDS * 1000))
-        if not in_time:
-            os.kill(child, signal.SIGKILL)
-        answer = answers.read()
+    said = select.poll()
+    said.register(reading, select.POLLIN)
+    in_time = bool(said.poll(TRIAL_SECONDS * 1000))
+    answer = os.read(reading, ANSWER_BYTES) if in_time else b""  # not to its end, which a process that the model has forked would hold up
+    os.close(reading)
+    if not in_time:
+        os.kill(child, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)
     if not in_time:
         raise StartupError(f"model {name!r} was not loaded within {TRIAL_SECONDS:.0f} s")
@@ -359,8 +372,8 @@ def _clear_of_memory(load: Callable[[Path], Predictor], directory: Path) -> Pred
     try:
         return load(directory)
     except (StartupError, MemoryError) as error:
-        if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
-            raise MemoryError(str(error)) from None  # noqa: TRY004 - it is told by what it was
+        if memory.ran_out(error):
+            raise MemoryError(str(error)) from None
         raise
 
 

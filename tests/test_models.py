@@ -294,6 +294,20 @@ def test_only_what_is_large_and_may_fit_is_tried_before_it_is_refused(shard, mon
     assert (bool(trials), one.load.begun, one.listed()) == (tried, *([["a"], ["a"]] if refusal is None else [[], []]))
 
 
+def test_loads_that_wait_for_a_thread_hold_no_memory(shard, monkeypatch):
+    monkeypatch.setattr(memory, "PATIENCE", 0)
+    one = shard(free=(100 << 20) + MARGIN)
+    one.load.gate.clear()
+    loads = [gevent.spawn(one.put, f"m{number}") for number in range(20)]
+    with gevent.Timeout(DEADLINE):
+        while len(one.load.begun) < module.PARALLEL_LOADS:
+            gevent.sleep(0.001)
+    assert one.budget.left() == 25 << 20, "a half, and a half of the other half"
+    one.load.gate.set()
+    assert [raised(load) for load in loads] == [None] * 20
+    assert one.budget.left() == 100 << 20
+
+
 def test_a_model_that_cannot_be_put_on_the_list_is_not_there(shard, monkeypatch):
     one = shard()
 
@@ -396,7 +410,23 @@ def test_those_that_were_used_last_are_described_first(shard):
     assert [model.name for model in one.models.describe(3)] == ["b", "d", "c"]
 
 
-def test_what_models_leave_in_cycles_is_collected_once_it_is_much(shard):
+def test_full_collections_are_rare_only_while_there_are_models(shard):
+    before = gc.get_threshold()
+    try:
+        one = shard()
+        for name in "abc":
+            one.put(name)
+        assert gc.get_threshold()[2] == memory.FULL_EVERY + 3
+        for name in "abc":
+            one.models.unload(name)
+        assert gc.get_threshold()[2] == memory.FULL_EVERY
+    finally:
+        gc.set_threshold(*before)
+
+
+def test_what_models_leave_in_cycles_is_collected_once_it_is_much(shard, monkeypatch):
+    monkeypatch.setattr(resources, "written", lambda: 0)  # what the C library gives back meanwhile is chance
+
     class Heavy:
         def __init__(self):
             self.own, self.predictor = self, None
@@ -434,6 +464,17 @@ def test_the_last_that_were_unloaded_are_looked_for_when_it_is_quiet(shard, monk
     one.put("c")
     one.models.unload("c")
     assert looked.wait(DEADLINE), "and again after that"
+
+
+def test_while_models_come_and_go_it_is_not_quiet(shard, monkeypatch):
+    monkeypatch.setattr(memory, "collect", lambda: pytest.fail("it was looked for"))
+    one = shard()
+    waiting = []
+    for name in ("a", "b", "c"):
+        one.put(name)
+        one.models.unload(name)
+        waiting.append(one.models._returning)
+    assert [each.ready() for each in waiting] == [True, True, False], "each unload starts the second anew"
 
 
 @pytest.mark.parametrize(("kept", "looked_for"), [(0, False), (1 << 20, False), (3 << 20, True), (20 << 20, True)])
@@ -530,6 +571,20 @@ def test_a_trial_load_that_never_ends_is_ended(monkeypatch):
     monkeypatch.setattr(module, "TRIAL_SECONDS", 0.05)
     with pytest.raises(StartupError, match=r"^model 'a' was not loaded within 0 s$"):
         measure(load, Path(), "a", lambda: 1 << 40)
+
+
+def test_a_trial_load_does_not_wait_for_what_the_model_has_started(tmp_path):
+    def load(directory):
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        (tmp_path / "pid").write_text(str(pid))
+
+    started = gevent.get_hub().threadpool.spawn(measure, load, Path(), "a", lambda: 1 << 40)
+    try:
+        assert started.get(timeout=DEADLINE) is not None
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
 def test_statuses_of_what_models_raise():
