@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import mmap
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -16,8 +17,8 @@ import flask
 import gevent
 from werkzeug.routing import BaseConverter
 
-from container import isolation, memory, peers, preload
-from container.errors import ClientError, Conflict, InsufficientStorage, ModelNotFound, ServingError, to_response
+from container import isolation, memory, peers, predictor, preload
+from container.errors import ClientError, Conflict, ModelNotFound, ServingError, to_response
 from container.exchange import Front, Stream, direct, http
 from container.memory import Budget
 from container.message import Response
@@ -57,8 +58,10 @@ class MultiApp(Front):
         self._figures, self._told = run_dir / "metrics" / f"models-{slot}.json", -1
         memory.keep_no_large_pieces()
         budget = Budget(self._reserved, slot, run_dir / "memory.lock")
-        load = isolation.loader(self._settings) if self._settings.isolation == "process" else None
-        self.models = Models(self._settings, Ledger(run_dir / f"models-{slot}.jsonl"), budget, load)
+        ledger, load, trial = Ledger(run_dir / f"models-{slot}.jsonl"), None, None
+        if self._settings.isolation == "process":
+            load, trial = isolation.loader(self._settings), partial(predictor.load, self._settings)
+        self.models = Models(self._settings, ledger, budget, load, trial)
         return True
 
     def wsgi_app(self, environ: Any, start_response: Any) -> Any:
@@ -79,7 +82,7 @@ class MultiApp(Front):
             response = model.endpoint.invoke(environ, self.counters, name)
         except (Exception, SystemExit) as error:
             model.leave()
-            return self.failed(_short_of_memory(error) if memory.ran_out(error) else error, environ)
+            return self.failed(memory.refused(error), environ)
         if isinstance(response.body, Stream):
             response.body.then(model.leave)
         else:
@@ -131,11 +134,13 @@ class MultiApp(Front):
         return _said(200, {"modelName": name})
 
     def _ask_replicas(self, method: str, name: str, body: bytes = b"") -> list[Response]:
-        """The same of all replicas but this one, at the same time."""
+        return [asked.get() for asked in self._asked_of_replicas(method, name, body)]
+
+    def _asked_of_replicas(self, method: str, name: str, body: bytes = b"") -> list["gevent.Greenlet[..., Response]"]:
+        """The same of all replicas but this one, at the same time, while this one goes on."""
         shards = [(self._slot + copy) % self._shards for copy in range(1, self._replicas)]
         paths = [self._run_dir / f"shard-{shard}.sock" for shard in shards]
-        asked = [gevent.spawn(peers.ask, path, method, f"/_copy/{_quoted(name)}", body, _request_id()) for path in paths]
-        return [greenlet.get() for greenlet in asked]
+        return [gevent.spawn(peers.ask, path, method, f"/_copy/{_quoted(name)}", body, _request_id()) for path in paths]
 
     def describe(self, name: str) -> flask.Response:
         """GET /models/NAME."""
@@ -143,10 +148,11 @@ class MultiApp(Front):
 
     def remove(self, name: str) -> flask.Response:
         """DELETE /models/NAME: answers when the memory is back."""
+        replicas = self._asked_of_replicas("DELETE", name)  # now: while this one waits for its requests, it may be loaded again
         try:
             url = self.models.unload(name)
         finally:
-            self._ask_replicas("DELETE", name)
+            gevent.joinall(replicas)
         return _said(200, {"modelName": name, "modelUrl": url})
 
 
@@ -186,17 +192,17 @@ def _wanted(body: bytes) -> tuple[str, str]:
     except (ValueError, KeyError, TypeError) as error:
         raise ClientError(f'the body is not {{"model_name": ..., "url": ...}} in JSON: {type(error).__name__}: {error}') from None
     if not isinstance(name, str) or not isinstance(url, str) or not 1 <= len(name) <= NAME_LIMIT or not url:
-        raise ClientError(f"model_name and url must be texts, model_name of 1 to {NAME_LIMIT} characters")
+        said = f"model_name is {_kind(name)} and url is {_kind(url)}"
+        raise ClientError(f"{said}: both must be texts that are not empty, model_name of {NAME_LIMIT} characters at most")
     if not {".", ".."}.isdisjoint(name.split("/")) or any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in name):
         raise ClientError(f"model_name {name!r} cannot be part of a path: none has NUL, half a character, or '.' or '..' between slashes")
     return name, url
 
 
-def _short_of_memory(error: BaseException) -> InsufficientStorage:
-    """What has the platform unload others, and ask again."""
-    refusal = InsufficientStorage("there was not enough memory for this prediction")
-    refusal.__cause__ = error
-    return refusal
+def _kind(value: object) -> str:
+    return (
+        f"a text of {len(value)} characters" if isinstance(value, str) else "null" if value is None else f"of type {type(value).__name__}"
+    )
 
 
 def _request_id() -> str:

@@ -195,6 +195,19 @@ def test_an_order_that_is_none(stack, body):
     assert many.listed() == []
 
 
+@pytest.mark.parametrize(
+    ("name", "url", "said"),
+    [
+        (1, "/a", "model_name is of type int and url is a text of 2 characters: "),
+        ("a", None, "model_name is a text of 1 characters and url is null: "),
+        ("x" * 1025, "", "model_name is a text of 1025 characters and url is a text of 0 characters: "),
+    ],
+)
+def test_an_order_that_is_none_is_told_what_came_and_what_is_accepted(stack, name, url, said):
+    answer = stack(1).send("POST", "/models", json.dumps({"model_name": name, "url": url}).encode())
+    assert answer.json["message"] == said + "both must be texts that are not empty, model_name of 1024 characters at most"
+
+
 def test_an_artifact_that_cannot_be_loaded_is_refused_and_never_listed(stack):
     many = stack()
     (many.directory / "empty").mkdir()
@@ -246,6 +259,13 @@ def test_the_scripts_context_and_its_errors(stack, isolation):
     status, error = said(many.invoke("a/b", b"raise"))
     assert (status, error["request_id"]) == (500, "r-7")
     assert "secret" not in error["message"]
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_what_a_model_takes_in_a_process_of_its_own_is_measured_too(stack):
+    many = stack(1, isolation="process")
+    source = "def model_fn(d): return b'x' * (64 << 20)\ndef predict_fn(d, m): return 1\n"
+    assert 64 << 20 <= many.apps[0].models._measure("a", Path(many.code("a", source))) <= 100 << 20
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
@@ -358,6 +378,19 @@ def test_a_model_is_in_as_many_shards_as_are_asked_for(stack, replicas, copies):
     assert many.unload("a").status_code == 404
 
 
+def test_a_model_that_is_loaded_again_while_its_predecessor_ends_stays_everywhere(stack):
+    many = stack(3, replicas=3)
+    many.load("a")
+    model = many.apps[many.owner("a")].models.get("a")
+    model.enter(1)
+    unloading = gevent.spawn(many.unload, "a")
+    gevent.idle()
+    assert many.load("a").status_code == 200
+    model.leave()
+    assert unloading.get(timeout=DEADLINE).status_code == 200
+    assert [["a" in app.models for app in many.apps], many.listed()] == [[True] * 3, ["a"]]
+
+
 def test_a_replica_that_cannot_load_leaves_none(stack):
     many = stack(3, replicas=3)
     last = many.apps[many.owner("a", 2)]
@@ -429,8 +462,10 @@ def test_what_each_model_has_done_is_told_in_metrics(stack):
     assert [key for key in told(many) if key[:2] == ("berth_models_loads", "a")] == []
 
 
-def test_a_prediction_that_runs_out_of_memory_is_507_so_that_others_make_room(stack):
-    many = stack(1)
+@pytest.mark.parametrize("isolation", ["shared", "process"])
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_prediction_that_runs_out_of_memory_is_507_so_that_others_make_room(stack, isolation):
+    many = stack(1, isolation=isolation)
     many.load("a", many.code("hungry", "def model_fn(d): return d\ndef predict_fn(d, m): raise MemoryError('of 1 TB')\n"))
     refused = many.invoke("a")
     assert (refused.status_code, refused.json["code"], refused.json["request_id"]) == (507, 507, "r-7")
