@@ -60,10 +60,20 @@ def test_every_module_has_a_place():
     assert [name for name in UPWARDS if name not in MODULES] == [], "in UPWARDS, but not in container/"
 
 
+def rooms() -> list[list[str]]:
+    """The modules of each row of the table in docs/architecture.md."""
+    table = (ROOT / "docs" / "architecture.md").read_text().partition("## The rooms")[2].partition("## Starting")[0]
+    return [re.findall(r"`(\w+)`", line.split("|")[1]) for line in table.splitlines() if line.startswith("| `")]
+
+
 def test_every_module_is_in_the_table_of_rooms():
-    rooms = (ROOT / "docs" / "architecture.md").read_text().partition("## The rooms")[2].partition("## Starting")[0]
-    named = {word for line in rooms.splitlines() if line.startswith("|") for word in re.findall(r"`(\w+)`", line.split("|")[1])}
-    assert named == set(MODULES) - {"__main__"}
+    assert sorted(name for row in rooms() for name in row) == sorted(set(MODULES) - {"__main__"})
+
+
+@pytest.mark.parametrize("row", range(len(rooms())), ids=lambda row: "-".join(rooms()[row]))
+def test_rooms_import_what_stands_above_or_beside_them(row):
+    allowed = {name for above in rooms()[: row + 1] for name in above}
+    assert set().union(*(imported(MODULES[name].read_text()) for name in rooms()[row])) <= allowed
 
 
 @pytest.mark.parametrize("name", MODULES)
