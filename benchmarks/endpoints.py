@@ -136,11 +136,6 @@ class Weight:
     group: int | None
     processes: int
 
-    def each(self, before: "Weight", models: int) -> tuple[float, float | None]:
-        """Bytes for each of so many models since then: (pss, group)."""
-        group = None if self.group is None or before.group is None else (self.group - before.group) / models
-        return (self.pss - before.pss) / models, group
-
 
 @dataclass(frozen=True)
 class Engine:
