@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from container import resources
 
-STATUSES = (200, 400, 404, 405, 406, 413, 415, 500, 503, 504)
+STATUSES = (200, 400, 404, 405, 406, 409, 413, 415, 500, 503, 504, 507)
 """Statuses counted by themselves; any other is counted as 'other'."""
 MODEL_FIGURES = {
     "loads": ("loads", "How often the model was loaded: more than once if its process died."),
