@@ -149,7 +149,7 @@ def fill(full: Endpoint, few: Endpoint | None, models: Models, steps: Sequence[i
         if len(done) < len(part):
             break
     grown.first_thousand_ms = _median(loads[:1000])
-    grown.unloads = full.unload(list(models.directories)[: len(loads)])
+    grown.unload_ms = _median(full.unload(list(models.directories)[: len(loads)]))
     time.sleep(QUIET_SECONDS)
     grown.unloaded = full.weight()
     return grown

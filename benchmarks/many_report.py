@@ -48,7 +48,7 @@ class Grown:
     steps: list[Step] = field(default_factory=list)
     first_thousand_ms: float = 0.0
     refused: str = ""
-    unloads: list[float] = field(default_factory=list)
+    unload_ms: float = 0.0
     unloaded: Weight | None = None
 
 
@@ -112,7 +112,7 @@ def end_table(grown: Grown) -> str:
             "load p50, last thousand / first",
             _judged(most.models, "last thousand / first", most.load_ms / grown.first_thousand_ms, "{:.2f}"),
         ],
-        ["unload p50, ms", f"{_ms(grown.unloads) or 0:.2f}"],
+        ["unload p50, ms", f"{grown.unload_ms:.2f}"],
         ["memory before the first load, MB", f"{grown.start.pss / MB:,.0f}"],
         ["memory after the last unload, MB", f"{left.pss / MB:,.0f}"],
         ["the same as a ratio", _judged(most.models, "memory unloaded / at the start", left.pss / grown.start.pss, "{:.2f}")],

@@ -141,7 +141,7 @@ def step(models, pss, one=1000.0, few=1000.0):
 class TestReport:
     ours = Engine([0.002], [0.004], [0.001], {10: weight(200, 190), 50: weight(201, 190)}, {"one model": 500.0, "50 models": 400.0})
     theirs = Engine([0.6], [3.2], [0.01], {10: weight(900, 900), 50: weight(4900, 4900)}, {"one model": 200.0, "50 models": 400.0})
-    grown = Grown(weight(150), [step(50, 200), step(1000, 219, one=850.0)], 1.5, "", [0.001], weight(190))
+    grown = Grown(weight(150), [step(50, 200), step(1000, 219, one=850.0)], 1.5, "", 1.0, weight(190))
 
     def test_ratios_are_how_many_times_better(self):
         table = many_report.versus_table("tabular", {"berth": self.ours, "mms": self.theirs}, self.grown)
