@@ -32,8 +32,8 @@ FEW = 50
 """Models that are loaded on both engines. Multi Model Server has two Python processes for each of its workers."""
 CLIENTS = 8
 SECONDS = 3
-QUIET_SECONDS = 2.0
-"""After the last unload: what the last few leave is looked for a second later."""
+QUIET_SECONDS = 8.0
+"""After the last unload: what the last few leave is looked for a second later, and a shard without models and connections starts anew."""
 CSV = {"Content-Type": "text/csv", "Accept": "text/csv"}
 
 

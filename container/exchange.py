@@ -48,6 +48,11 @@ class Front(flask.Flask):
         """Called about once a second."""
 
     @property
+    def is_spent(self) -> bool:
+        """Whether a successor of this process would do the same in less memory. Asked about once a second, while there is no connection."""
+        return False
+
+    @property
     def is_hooked(self) -> bool:
         """Whether somebody has put functions of their own around the views; if nobody has, Flask's contexts serve nobody."""
         return bool(self.before_request_funcs or self.after_request_funcs or self.teardown_request_funcs)

@@ -54,6 +54,8 @@ ANSWER_BYTES = 32
 """More than a trial load ever says, all at once."""
 OUT_OF_MEMORY = b"-"
 """What a trial load says if Python found no memory."""
+SPENT = 8 * 2**20
+"""Bytes that a process without a model may have beyond what it began with; with more, one that begins is cheaper than what is left."""
 UNLOAD_SECONDS = 300.0
 """How long an unload waits for the model's requests in flight; the platform waits 360 s."""
 
@@ -120,12 +122,20 @@ class Models:
         self._loading: dict[str, _Loading] = {}
         self._threads, self._turns = ThreadPool(PARALLEL_LOADS), Semaphore(PARALLEL_LOADS)
         self._bound = memory.Bound()
+        self._began_with = resources.written()
 
     def __contains__(self, name: str) -> bool:
         return name in self._ledger.models or name in self._loading
 
     def __len__(self) -> int:
         return len(self._models)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nothing is left here but memory that models which are gone have left behind and no allocator gives back."""
+        if self._ledger.models or self._loading or self._returning is not None:
+            return False
+        return resources.written() - self._began_with > SPENT
 
     def load(self, name: str, url: str) -> None:
         """Loads a model. Raises Conflict if the name is loaded or being loaded, InsufficientStorage if memory is short,

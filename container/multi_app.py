@@ -102,6 +102,10 @@ class MultiApp(Front):
         except OSError as error:
             log.warning("the figures of the models cannot be written: %s", error)
 
+    @property
+    def is_spent(self) -> bool:
+        return self.models.is_spent
+
     # The views
 
     def order(self) -> flask.Response:

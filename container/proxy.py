@@ -4,14 +4,16 @@ from pathlib import Path
 
 LOAD_SECONDS = 365
 """How long a load or an unload may take; the platform waits 360 s."""
+IDLE_SECONDS = 5
+"""How long nginx keeps a connection to a shard that nobody uses. A shard may end itself only where it has none (worker.py)."""
 
 
 def http_block(run_dir: Path, shards: int, replicas: int) -> str:
     """Maps and upstreams. The name in the path decides the owner; a replica is so many shards further on, in a ring."""
     ring = " ".join(f'"{owner}:{copy}" {(owner + copy) % shards};' for owner in range(shards) for copy in range(replicas))
+    kept = f"keepalive 256; keepalive_timeout {IDLE_SECONDS}s; keepalive_requests 1000000;"
     upstreams = "\n".join(
-        f"    upstream shard{shard} {{ server unix:{run_dir}/shard-{shard}.sock max_fails=0; keepalive 256; keepalive_requests 1000000; }}"
-        for shard in range(shards)
+        f"    upstream shard{shard} {{ server unix:{run_dir}/shard-{shard}.sock max_fails=0; {kept} }}" for shard in range(shards)
     )
     return f"""map "$request_method $uri" $model {{
         volatile;

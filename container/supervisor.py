@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 GRACE = 25.0
 """Seconds from SIGTERM to the end: the platform kills after 30."""
+TO_COME = 0
+"""In place of the pid of a worker that is not there yet."""
 CRASHES = 3
 """So many deaths in a row of workers that never answered end the container."""
 
@@ -55,6 +57,7 @@ class Supervisor:
     _groups: list[int] = field(default_factory=list)
     _ready: dict[int, int] = field(default_factory=dict)
     _proven: set[int] = field(default_factory=set)
+    _leaving: set[int] = field(default_factory=set)
     _published_once: bool = False
     _crashes: int = 0
     _stopping: bool = False
@@ -128,6 +131,8 @@ class Supervisor:
                     self._worker_ready(**event)
                 case events.ANSWERED:
                     self._worker_answered(**event)
+                case events.LEAVES:
+                    self._worker_leaves(**event)
                 case events.DIED:
                     self._worker_died(**event)
                 case events.FAILED:
@@ -143,8 +148,18 @@ class Supervisor:
         self._proven.add(pid)
         self._crashes = 0
 
+    def _worker_leaves(self, slot: int, pid: int) -> None:
+        """Its slot stays ready: the socket takes connections, and the successor will answer them."""
+        log.info("worker %d (pid %d) makes way for a successor: no model is left in it, but memory that models have taken", slot, pid)
+        self._leaving.add(pid)
+        self._ready[slot] = TO_COME
+
     def _worker_died(self, slot: int, pid: int, cause: str) -> None:
-        if self._ready.get(slot) == pid:
+        if pid in self._leaving:
+            self._leaving.remove(pid)
+            self._proven.discard(pid)
+            return
+        if self._ready.get(slot) in (pid, TO_COME):
             del self._ready[slot]
         if self._stopping or self._cause:
             return

@@ -81,10 +81,17 @@ class Worker(GeventWorker):
         while self.alive:
             self.notify()
             self.application.tick()
+            if self._is_spent(servers):
+                events.tell(self.run_dir, events.LEAVES, slot=self.slot, pid=self.pid)
+                break  # who connects from now on is taken up by the successor: the socket stays open in gunicorn's parent
             gevent.sleep(1.0)
         for server in servers:
             server.close()
         self._drain()
+
+    def _is_spent(self, servers: Iterable[StreamServer]) -> bool:
+        """Whether to leave to a successor. Not while there is a connection, so nobody notices; nginx closes those that are idle."""
+        return not any(server.pool for server in servers) and self.application.is_spent
 
     @property
     def application(self) -> Front:

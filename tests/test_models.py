@@ -491,6 +491,37 @@ def test_what_has_given_its_memory_back_is_not_looked_for(shard, monkeypatch, ke
     assert bool(collections) == looked_for
 
 
+def test_spent_is_who_has_no_model_and_yet_much_memory(shard, monkeypatch):
+    written = [100 << 20]
+    monkeypatch.setattr(resources, "written", lambda: written[-1])
+    monkeypatch.setattr(module, "QUIET_SECONDS", 0.01)
+    one = shard()
+    one.put("a")
+    written.append((100 << 20) + module.SPENT + 1)
+    assert not one.models.is_spent, "it has a model"
+    loading = one.start_put("b")
+    one.models.unload("a")
+    returning = one.models._returning
+    assert returning is not None
+    assert not one.models.is_spent, "it loads one"
+    one.load.gate.set()
+    loading.join(DEADLINE)
+    one.models.unload("b")
+    assert not one.models.is_spent, "what the last one has left is still to be looked for"
+    one.models._returning.join(DEADLINE)
+    assert one.models.is_spent
+    written.append((100 << 20) + module.SPENT)
+    assert not one.models.is_spent, "what begins would not be cheaper"
+
+
+def test_a_successor_with_models_to_load_again_is_not_spent(shard, monkeypatch):
+    shard().put("a")
+    successor = shard()
+    monkeypatch.setattr(resources, "written", lambda: 1 << 40)
+    assert not successor.models.is_spent
+    successor.models.unload("a")
+
+
 def test_a_load_that_is_not_begun_leaves_nothing_to_look_for(shard, monkeypatch):
     monkeypatch.setattr(memory, "collect", lambda: pytest.fail("it was looked for"))
     one = shard(free=MARGIN)

@@ -47,6 +47,11 @@ HISTORIES = {
         None,
     ),
     "warm ones too": (["ready 0 10 warm", "ready 1 11 warm", "died 0 10", "died 1 11", "ready 0 12 warm", "died 0 12"], False, None),
+    "who leaves has a successor": (["ready 0 10", "ready 1 11", "leaves 0 10", "leaves 1 11", "died 0 10", "died 1 11"], True, None),
+    "that may be faster": (["ready 0 10", "ready 1 11", "leaves 0 10", "ready 0 12", "died 1 11", "died 0 10"], True, None),
+    "one successor is enough": (["ready 0 10", "ready 1 11", "leaves 1 11", "died 1 11", "died 1 12"], True, None),
+    "unless there is none": (["ready 0 10", "ready 1 11", "leaves 0 10", "died 0 10", "died 1 11", "died 0 12"], False, None),
+    "to leave often is no crash loop": (["ready 0 10", "ready 1 11", *["leaves 0 10", "died 0 10", "ready 0 10"] * 5], True, None),
     "one cannot start": (["ready 0 10", "failed b"], False, "STARTUP FAILED: b"),
     "the first cause counts": (["failed b", "failed c", "died 0 10"], False, "STARTUP FAILED: b"),
     "one cannot start again": (["ready 0 10", "ready 1 11", "failed b"], True, "FAILED: b"),
@@ -59,7 +64,7 @@ def tell(run_dir, line):
         events.tell(run_dir, kind, cause=words[0])
         return
     slot, pid = int(words[0]), int(words[1])
-    more = {events.READY: {"warm": "warm" in words}, events.DIED: {"cause": words[1]}, events.ANSWERED: {}}[kind]
+    more = {events.READY: {"warm": "warm" in words}, events.DIED: {"cause": words[1]}, events.ANSWERED: {}, events.LEAVES: {}}[kind]
     events.tell(run_dir, kind, slot=slot, pid=pid, **more)
 
 

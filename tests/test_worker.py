@@ -14,7 +14,7 @@ from gevent import socket
 from gunicorn.config import Config
 
 from container import events, predictor
-from container.app import create_app
+from container.app import App, create_app
 from container.worker import Worker
 
 DEADLINE = 10
@@ -251,6 +251,31 @@ def test_the_application_is_called_now_and_then(serve):
     with gevent.Timeout(DEADLINE):
         while len(ticks) < 3:
             gevent.sleep(0.01)
+
+
+def test_a_spent_worker_leaves_when_it_has_no_connection(serve, tmp_path, monkeypatch):
+    looks = list[int]()
+
+    def is_spent(app):
+        looks.append(1)
+        return len(looks) > 10
+
+    monkeypatch.setattr(App, "is_spent", property(is_spent))
+    with events.listen(tmp_path) as listener:
+        served = serve(COUNTS)
+        with gevent.Timeout(DEADLINE):
+            while len(looks) < 5:
+                gevent.sleep(0.01)
+        client = served.connect()
+        for _ in range(20):
+            assert ask(client)[0] == 200, "as long as there is a connection it answers"
+            gevent.sleep(0.01)
+        assert len(looks) <= 10, "and is not even asked"
+        assert events.receive(listener) == [{"kind": "answered", "slot": 0, "pid": os.getpid()}]
+        client.close()
+        served.running.join(timeout=DEADLINE)
+        assert served.running.ready()
+        assert events.receive(listener) == [{"kind": "leaves", "slot": 0, "pid": os.getpid()}]
 
 
 def test_only_the_listening_sockets_are_gevents():

@@ -12,6 +12,7 @@ import joblib
 import numpy as np
 import pytest
 
+from container import supervisor
 from tests import parity
 from tests.live.clients import clients
 from tests.live.conftest import LABEL, docker
@@ -51,6 +52,12 @@ def model_fn(model_dir): return [b"1" * (1 << 20) for _ in range({megabytes})]
 def predict_fn(data, model): return [len(model)]
 """
 """Takes so many megabytes, which its artifact does not show."""
+LEAKS = """
+import sys
+def model_fn(model_dir): sys.left_behind = [b"1" * (1 << 20) for _ in range(20)]
+def predict_fn(data, model): return [len(sys.left_behind)]
+"""
+"""Leaves 20 MB behind, whoever unloads it."""
 SECOND_DIES = """
 import os, pathlib, tempfile
 def model_fn(model_dir):
@@ -537,6 +544,27 @@ def test_delete_gives_the_memory_back(serve_many):
     assert endpoint.delete("large").status == 200
     assert memory() < 1.2 * before
     assert endpoint.number("small") == 1
+
+
+@on_host
+def test_a_shard_without_models_leaves_what_they_have_left(serve_many):
+    endpoint = serve_many()
+    shards = on_each_shard(endpoint)
+    names = list(endpoint.urls)
+    for name in names:
+        assert endpoint.delete(name).status == 200
+    for name in shards.values():
+        endpoint.scripted(name, LEAKS)
+    endpoint.load_all(shards.values())
+    for name in shards.values():
+        assert endpoint.delete(name).status == 200
+    with Pings(endpoint) as pings:
+        until(lambda: not any(map(supervisor.alive, shards)), 30, "successors of the shards")
+        endpoint.load_all(shards.values())  # at once: they may still be starting
+    assert [endpoint.invoke(name).status for name in shards.values()] == [200] * SHARDS
+    assert max(pings.seconds) < 1
+    assert endpoint.server.logs().count("makes way for a successor") == SHARDS
+    assert "is gone" not in endpoint.server.logs()
 
 
 @in_docker
