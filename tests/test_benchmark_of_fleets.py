@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import fleet
-from benchmarks.fleet import Run
+from benchmarks.fleet import Beside, Run
 
 MB = 1_000_000
 
@@ -15,7 +15,8 @@ def test_what_is_no_fit_is_orchestration():
 def test_each_figure_stands_beside_its_goal():
     speed = [Run("lasso", 1000, 1, 20, 19, 0), Run("lasso", 1000, 2, 11, 19, 0), Run("lasso", 1000, 1, 20, 19, 0)]
     grown = [Run("mean", 1000, 2, 1, 0, 200 * MB), Run("line", 10_000, 2, 10, 0, 230 * MB)]
-    text = fleet.as_markdown(speed, 1.9, 0.5, grown, Run("prophet", 100, 2, 10, 18, 0), 19)
+    prophet = [Beside(looped, 10, Run("prophet", 100, 2, 10, 18, 0)) for looped in (19, 16, 30)]
+    text = fleet.as_markdown(speed, 1.9, 0.5, grown, prophet)
     rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:] for row in text.splitlines()[2:]}
     assert rows["2 processes, times as fast as 1"] == ["1.82", "at least 1.8: met |"]
     assert rows["outside of the user's fit, 2 processes"] == ["13.6%", "at most 0.1: missed |"]
@@ -32,6 +33,7 @@ def test_a_small_one(tmp_path):
     assert 0 < run.in_fit < run.seconds
     assert run.peak > 20 * MB
     assert fleet.loop(data, "lasso", 3) > 0
+    assert fleet.loop(data, "lasso", 3, programs=2) > 0
 
 
 @pytest.mark.live
