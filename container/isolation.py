@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from gevent import socket as cooperative
 from gevent.lock import Semaphore
 
-from container import events, memory, predictor, user_code
+from container import events, memory, predictor, resources, user_code
 from container.errors import DeadlineExceeded, InsufficientStorage, ServingError, StartupError, check_headers, to_response
 from container.exchange import Stream
 from container.message import Context, Headers, Request, Response
@@ -52,8 +52,12 @@ def loader(settings: Settings) -> Callable[[Path], Predictor]:
 class _Child:
     """The shard's end of a model's process. One request at a time."""
 
+    _oom_kills = 0
+    """The kernel's count when it was looked at last, for whichever child."""
+
     def __init__(self, settings: Settings, directory: Path) -> None:
-        """Forks, and waits until the child has loaded its model. Raises StartupError or InsufficientStorage in its words."""
+        """Forks, and waits until the child has loaded its model. Raises StartupError in its words, MemoryError where memory was short,
+        InsufficientStorage where no process is to be had."""
         self._timeout = settings.timeout + KILL_AFTER
         self._cooperative: Any = None
         self._closed = False
@@ -73,8 +77,9 @@ class _Child:
             raise _ended_loading(directory, self.close()) from None
         if kind != "loaded":
             self.close()
-            raise InsufficientStorage(said) if kind == "memory" else StartupError(said)
+            raise MemoryError(said) if kind == "memory" else StartupError(said)
         self._source, self._load_seconds = said
+        _Child._oom_kills = resources.oom_kills()
         self._turn = Semaphore(1)
 
     def predictor(self) -> Predictor:
@@ -112,7 +117,14 @@ class _Child:
 
     def _lost(self, error: BaseException) -> ServingError:
         """What to tell the client. The process is ended whatever happened: what it says next might be the answer to this request."""
-        self.close()
+        code = self.close()
+        before, _Child._oom_kills = _Child._oom_kills, resources.oom_kills()
+        if code == -signal.SIGKILL and _Child._oom_kills > before:
+            left = max(0, resources.available())
+            return InsufficientStorage(
+                f"the kernel ended the process of this model for want of memory, of which {left >> 20} MB are left now; it is "
+                "started again for the next request"
+            )
         if isinstance(error, TimeoutError):
             return DeadlineExceeded("the process of this model computed past the deadline and was ended; it is started again for the next")
         return ProcessDied("the process of this model died with this request; it is started again for the next")
@@ -186,7 +198,7 @@ def _fork(directory: Path) -> tuple[int, socket.socket, socket.socket]:
 def _ended_loading(directory: Path, code: int) -> Exception:
     """Only the kernel sends SIGKILL to a process that loads, when memory is short; all else is the artifact's fault."""
     if code == -signal.SIGKILL:
-        return InsufficientStorage(f"the process that loaded {directory} was killed: it needs more memory than there is")
+        return MemoryError(f"the process that loaded {directory} was killed")
     return StartupError(f"the process that loaded {directory} {_ending(code)}")
 
 

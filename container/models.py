@@ -1,5 +1,6 @@
 """The loaded models of one process: load, get, unload. Knows nothing of HTTP, nor of other processes."""
 
+import contextlib
 import itertools
 import logging
 import operator
@@ -260,11 +261,15 @@ class Models:
                     return call(_clear_of_memory, self._load_predictor, directory)
             except MemoryError:  # it takes much more than its artifact shows
                 memory.give_back()
+        taken = self._measure(name, directory)
         try:
-            with self._budget.reserve(self._measure(name, directory), f"model {name!r}"):
+            with self._budget.reserve(taken, f"model {name!r}"):
                 return call(_clear_of_memory, self._load_predictor, directory)
         except MemoryError:
-            raise InsufficientStorage(f"model {name!r} ran out of memory while it was being loaded") from None
+            left = max(0, self._budget.left())
+            raise InsufficientStorage(
+                f"model {name!r} needs more than the {taken >> 20} MB of memory that it took in a trial, and {left >> 20} MB are left"
+            ) from None
 
     def _is_worth_a_trial(self, size: int, needed: int) -> bool:
         """Whether to find out what a load takes before anything is said. A trial without a chance would cost all others their caches."""
@@ -328,12 +333,19 @@ def _directory(name: str, url: str) -> Path:
 def measure(load: Callable[[Path], Predictor], directory: Path, name: str, left: Callable[[], int]) -> int:
     """Bytes that a load takes, found out in a forked child: what does not fit ends the child, which the kernel is told to choose.
 
-    left: tells the bytes that are left. Raises InsufficientStorage if the child ran out of memory, ClientError if it died of something
-    else. A load that fails in another way measures nothing: the real one will say why.
+    left: tells the bytes that are left. Raises InsufficientStorage if the child ran out of memory or there is none, ClientError if it died
+    of something else. A load that fails in another way measures nothing: the real one will say why.
     """
     free, shared = left(), resources.rss()
-    reading, writing = os.pipe()
-    child = os.fork()
+    with contextlib.ExitStack() as failing:
+        try:
+            reading, writing = os.pipe()
+            for end in (reading, writing):
+                failing.callback(os.close, end)
+            child = os.fork()
+        except OSError as error:  # processes and open files are the container's to share out, as memory is
+            raise InsufficientStorage(f"no process can be started to measure model {name!r}: {error.strerror}") from error
+        failing.pop_all()
     if child == 0:
         _trial(load, directory, writing)
     os.close(writing)

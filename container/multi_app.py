@@ -157,6 +157,8 @@ class MultiApp(Front):
             url = self.models.unload(name)
         finally:
             gevent.joinall(replicas)
+        if any(asked.get().status == 502 for asked in replicas) and name not in self.models:
+            self._ask_replicas("DELETE", name)  # one has died meanwhile: its successor still has the model on its list
         return _said(200, {"modelName": name, "modelUrl": url})
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from container import isolation, predictor
+from container import isolation, predictor, resources
 from container.errors import DeadlineExceeded, InsufficientStorage, ServingError, StartupError
 from container.exchange import Endpoint
 from container.message import Context, Headers, Request
@@ -146,6 +146,21 @@ def test_a_crash_is_one_models_alone(start, end):
         ask(one)
 
 
+@pytest.mark.parametrize("counts", [[3, 4], [3, 3]], ids=["by the kernel", "by somebody else"])
+def test_whom_the_kernel_kills_for_want_of_memory_others_make_room(start, monkeypatch, counts):
+    counted = iter(counts)
+    monkeypatch.setattr(resources, "oom_kills", lambda: next(counted))
+    monkeypatch.setattr(resources, "available", lambda: 5 << 20)
+    loaded = start(MODEL_FN + "def transform_fn(m, b, c, a): os.kill(os.getpid(), signal.SIGKILL)\n")
+    with pytest.raises(ServingError) as lost:
+        ask(loaded)
+    if counts[0] == counts[1]:
+        assert lost.value.status == 502
+    else:
+        assert lost.value.status == 507
+        assert "want of memory, of which 5 MB are left now" in str(lost.value)
+
+
 def test_a_process_that_was_killed_from_outside(start):
     loaded = start(MODEL_FN + "def transform_fn(m, b, c, a): return str(os.getpid())\n")
     os.kill(int(ask(loaded).body), signal.SIGKILL)
@@ -249,10 +264,10 @@ def test_one_request_at_a_time_through_the_queue_that_all_models_have(start, tmp
     ("model_fn", "error", "said"),
     [
         ("raise KeyError('a')", StartupError, "model_fn in .*inference.py, line 4, raised KeyError"),
-        ("raise MemoryError", InsufficientStorage, "does not fit into memory"),
+        ("raise MemoryError", MemoryError, "does not fit into memory"),
         ("os._exit(3)", StartupError, "the process that loaded .*m0 ended with code 3"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", StartupError, "the process that loaded .*m0 was killed by SIGSEGV"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", InsufficientStorage, "was killed: it needs more memory than there is"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", MemoryError, "the process that loaded .*m0 was killed"),
     ],
 )
 def test_a_load_that_fails(start, model_fn, error, said):

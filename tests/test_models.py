@@ -1,5 +1,6 @@
 """The life of models in one process: what overlaps, what fails half way, and what a dead predecessor has left."""
 
+import errno
 import gc
 import os
 import re
@@ -580,6 +581,29 @@ CAUSED.__cause__ = MemoryError()
 def test_a_trial_load_that_ends_badly(load, error, said):
     with pytest.raises(error, match=f"^{said}"):
         measure(load, Path(), "a", lambda: 10 << 20)
+
+
+@pytest.mark.parametrize("missing", ["fork", "pipe"])
+def test_without_a_process_for_a_trial_load_others_must_go(monkeypatch, missing):
+    def none_left():
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    before = set(Path("/proc/self/fd").iterdir())
+    monkeypatch.setattr(os, missing, none_left)
+    with pytest.raises(InsufficientStorage, match=r"^no process can be started to measure model 'a': Resource temporarily unavailable$"):
+        measure(fails_with(KeyError()), Path(), "a", lambda: 1 << 40)
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_a_load_that_takes_more_than_its_trial_is_told_with_both_numbers(shard, monkeypatch):
+    monkeypatch.setattr(module, "measure", lambda *arguments: 30 << 20)
+    one = shard(free=(100 << 20) + MARGIN)
+    one.load.error = MemoryError()
+    with pytest.raises(
+        InsufficientStorage, match=r"^model 'a' needs more than the 30 MB of memory that it took in a trial, and 100 MB are"
+    ):
+        one.put("a")
+    assert one.listed() == []
 
 
 @pytest.mark.parametrize("error", [StartupError("broken"), KeyError("a"), SystemExit(1)])

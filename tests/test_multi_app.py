@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sklearn.dummy import DummyRegressor
 
 from container import memory, metrics, multi_app, peers
+from container.errors import error_response
 from container.message import Response
 from container.metrics import Counters
 from container.registry import Catalogue
@@ -389,6 +390,30 @@ def test_a_model_that_is_loaded_again_while_its_predecessor_ends_stays_everywher
     model.leave()
     assert unloading.get(timeout=DEADLINE).status_code == 200
     assert [["a" in app.models for app in many.apps], many.listed()] == [[True] * 3, ["a"]]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_replica_that_dies_of_an_unload_is_asked_again(stack, monkeypatch, again):
+    """Unless the model has been loaded again meanwhile: then the answer to that is the last word."""
+    many = stack(3, replicas=3)
+    many.load("a")
+    owner, ask = many.apps[many.owner("a")], peers.ask
+    died = list[Path]()
+    url = owner.models.url("a")
+
+    def dies_once(path, method, target, body, request_id):
+        if method == "DELETE" and not died:
+            died.append(path)
+            return error_response(502, "died", request_id)
+        return ask(path, method, target, body, request_id)
+
+    monkeypatch.setattr(peers, "ask", dies_once)
+    if again:
+        unload = owner.models.unload
+        monkeypatch.setattr(owner.models, "unload", lambda name: (unload(name), owner.models.load(name, url))[0])
+    assert many.unload("a").status_code == 200
+    assert died
+    assert sum("a" in app.models for app in many.apps) == (2 if again else 0)
 
 
 def test_a_replica_that_cannot_load_leaves_none(stack):

@@ -3,6 +3,7 @@ other models when one is slow, large, broken or dead. As processes of this machi
 """
 
 import json
+import re
 import signal
 import threading
 import time
@@ -637,6 +638,7 @@ def test_isolation_what_does_not_fit_is_507_and_hurts_nobody(serve_many):
     before = pids(endpoint, "sleepy")
     refused = endpoint.load("large")
     assert (refused.status, refused.is_error) == (507, True)
+    assert re.search(r"^model 'large' needs more than \d+ MB of memory, and \d+ MB are left$", refused.json()["message"]), refused
     assert endpoint.names() == ["sleepy"]
     assert pids(endpoint, "sleepy") == before
 
