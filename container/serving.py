@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,14 +28,18 @@ LONGEST_RUN_DIR = 107 - len("/supervisor.sock")
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """`serve`: runs until it is stopped or fails. Returns the exit code; a failure prints one last line that names the cause."""
+    """`serve`: one model or many, by the settings. Returns the exit code."""
+    return run(arguments, lambda settings: (many_models if settings.multi_model else one_model)(settings))
+
+
+def run(arguments: Sequence[str], stack: Callable[[Settings], Supervisor]) -> int:
+    """Runs a stack until it is stopped or fails. Returns the exit code; a failure prints one last line that names the cause."""
     try:
         if arguments:
             raise StartupError(f"serve takes no arguments; {' '.join(arguments)!r} came. Everything is set by environment variables")
         settings = Settings.read()
         logs.setup(settings.log_level)
         with temporary_run_dir(settings) as run_dir:
-            stack = many_models if settings.multi_model else one_model
             return stack(settings.but(run_dir=run_dir)).run()
     except (StartupError, SettingsError) as error:
         print(f"STARTUP FAILED: {error}", file=sys.stderr, flush=True)

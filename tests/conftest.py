@@ -33,23 +33,26 @@ def _logging_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture
-def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Settings]]:
-    """Writes a user's script, by default the one in the model archive, and returns settings (fields as keywords) that serve it.
-
-    What it imports from below tmp_path is forgotten afterwards.
-    """
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty base directory; what is imported from below it is forgotten afterwards."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     modules = dict(sys.modules)
-
-    def write(source: str, path: str = "model/code/inference.py", **fields: object) -> Settings:
-        file = tmp_path / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(textwrap.dedent(source))
-        return Settings(base_dir=tmp_path).but(**fields)
-
-    yield write
+    yield tmp_path
     for name in [name for name, module in sys.modules.items() if modules.get(name) is not module]:
         if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
             del sys.modules[name]
             if name in modules:
                 sys.modules[name] = modules[name]
+
+
+@pytest.fixture
+def script(base: Path) -> Callable[..., Settings]:
+    """Writes a user's script, by default the one in the model archive, and returns settings (fields as keywords) that serve it."""
+
+    def write(source: str, path: str = "model/code/inference.py", **fields: object) -> Settings:
+        file = base / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(textwrap.dedent(source))
+        return Settings(base_dir=base).but(**fields)
+
+    return write

@@ -2,10 +2,8 @@
 
 import pickle
 import re
-import sys
 from concurrent.futures import Future
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -17,17 +15,6 @@ from tests import fleets
 
 class Died(Exception):
     """In the place of the pool's own."""
-
-
-@pytest.fixture
-def base(tmp_path, monkeypatch):
-    """Where the platform's files are; what a job imports from below is forgotten afterwards."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    modules = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - modules:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
-            del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

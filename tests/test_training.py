@@ -27,17 +27,6 @@ def train_fn(job):
 """
 
 
-@pytest.fixture
-def base(tmp_path, monkeypatch):
-    """An empty base directory; what a job imports from below it is forgotten afterwards."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    modules = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - modules:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
-            del sys.modules[name]
-
-
 def write(base, path, content):
     """A file below the base directory; anything but a string is written as JSON."""
     file = base / path
