@@ -39,7 +39,7 @@ class Batcher:
     max_wait: seconds; a request that has waited longer is refused with 503.
     is_alone: true if no other request can possibly be on its way into this process; saves the look around.
     is_enough: whether so many waiting requests are enough for this process. on_enough, on_room: told when they are, and when they are
-    not any more; in between new requests had better go to another process.
+    not any more; in between new requests had better go to another process. took: seconds of the last prediction.
     """
 
     predict_many: Callable[[Sequence[tuple[Any, Any]]], list[Any]]
@@ -50,6 +50,7 @@ class Batcher:
     on_enough: Callable[[], None] = lambda: None
     on_room: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.time
+    took: float = 0.0
     _queue: deque[Waiting] = field(default_factory=deque)
     _busy: bool = False
     _enough: bool = False
@@ -145,6 +146,7 @@ class Batcher:
                 raise
         finally:  # whatever happens, nobody waits for ever
             ended = self.clock()
+            self.took = ended - started
             missing = [ServingError("the prediction was broken off")] * (len(batch) - len(outcomes))
             for item, outcome in zip(batch, [*outcomes, *missing], strict=False):
                 item.started, item.ended, item.batch_size = started, ended, len(batch)

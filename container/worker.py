@@ -26,7 +26,7 @@ from gunicorn.workers.ggevent import GeventWorker
 from container import events
 from container.batching import Batcher
 from container.errors import error_response, to_response
-from container.exchange import Front
+from container.exchange import SLOW, Front
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,8 @@ class Worker(GeventWorker):
                     server.start_accepting()
 
         most = batcher.max_size
-        batcher.is_alone = lambda: self.connections[self.slot] <= 1
+        # after a slow prediction connections are not kept: those that it has made wait are in the socket, which one has to look at
+        batcher.is_alone = lambda: self.connections[self.slot] <= 1 and batcher.took < SLOW
         batcher.is_enough = lambda waiting: waiting >= most or (waiting > 0 and self._surplus() > 0)
         batcher.on_enough, batcher.on_room = stop_accepting, start_accepting
 

@@ -86,6 +86,12 @@ def test_who_is_alone_does_not_look_around():
     assert model.batches[0] == ["a"]
 
 
+def test_what_the_last_prediction_took_is_told():
+    one, seconds = batcher(Model()), iter([0.0, 1.0, 3.5])
+    one.clock = lambda: next(seconds)
+    assert (one.took, answers(one, "a"), one.took) == (0.0, ["A"], 2.5)
+
+
 def test_what_came_during_a_prediction_is_in_the_next_one():
     later: list[gevent.Greenlet] = []
 

@@ -44,6 +44,15 @@ def test_a_long_prediction_holds_up_nobody_while_another_worker_is_idle(start, s
     assert max(seconds) < 1.5
 
 
+@pytest.mark.parametrize("seconds", [0.001, 0.05])
+@on_host
+def test_what_waits_is_predicted_together_by_fast_models_and_by_slow_ones(start, seconds):
+    server = start("batches", env={"SAGEMAKER_MODEL_SERVER_WORKERS": "1"})
+    with clients(8) as pool:
+        sizes = [answer.result().json()[0] for answer in [send(pool, server, seconds) for _ in range(48)]]
+    assert max(sizes) >= 4
+
+
 @on_host
 def test_a_slow_client_holds_no_worker(start):
     server = start("echo", env={"SAGEMAKER_MODEL_SERVER_WORKERS": "1"})
