@@ -22,6 +22,9 @@ log = logging.getLogger("container.gunicorn")
 KILL_AFTER = 5.0
 """Seconds. nginx says 504 at the deadline; a worker that still computes after this much more is of no use to anyone and is replaced."""
 
+LEAVE_SECONDS = 2.0
+"""How long the exit of a worker that makes way for a successor may take."""
+
 workers = _settings.workers or 1
 bind = [f"unix:{_run_dir}/shard-{slot}.sock" for slot in range(workers)] if _settings.multi_model else f"unix:{_run_dir}/gunicorn.sock"
 umask = 0  # nginx may run as another user: it must be able to connect
@@ -103,6 +106,8 @@ def post_worker_init(worker: Any) -> None:
     """What the application does before it is ready; then this worker counts as ready."""
     from container.errors import StartupError
 
+    resources.be_killed(resources.BEFORE_THE_PARENT)
+
     counters = Counters.of_worker(_run_dir / "metrics", worker.slot, os.getpid()) if _settings.run_dir else Counters()
     try:
         warm = worker.application.start(counters, worker.slot)
@@ -111,6 +116,13 @@ def post_worker_init(worker: Any) -> None:
         events.tell(_settings.run_dir, events.FAILED, cause=str(error))
         raise SystemExit(1) from error
     events.tell(_settings.run_dir, events.READY, slot=worker.slot, pid=os.getpid(), warm=warm)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """A worker that makes way is waited for by whoever connects: threads and exit functions of a model's have a moment, and no more."""
+    if worker.leaves:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, LEAVE_SECONDS)
 
 
 def _tell_death(worker: Any, status: Any, out_of_memory: bool) -> None:

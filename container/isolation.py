@@ -52,9 +52,6 @@ def loader(settings: Settings) -> Callable[[Path], Predictor]:
 class _Child:
     """The shard's end of a model's process. One request at a time."""
 
-    _oom_kills = 0
-    """The kernel's count when it was looked at last, for whichever child."""
-
     def __init__(self, settings: Settings, directory: Path) -> None:
         """Forks, and waits until the child has loaded its model. Raises StartupError in its words, MemoryError where memory was short,
         InsufficientStorage where no process is to be had."""
@@ -79,7 +76,6 @@ class _Child:
             self.close()
             raise MemoryError(said) if kind == "memory" else StartupError(said)
         self._source, self._load_seconds = said
-        _Child._oom_kills = resources.oom_kills()
         self._turn = Semaphore(1)
 
     def predictor(self) -> Predictor:
@@ -118,20 +114,20 @@ class _Child:
     def _lost(self, error: BaseException) -> ServingError:
         """What to tell the client. The process is ended whatever happened: what it says next might be the answer to this request."""
         code = self.close()
-        before, _Child._oom_kills = _Child._oom_kills, resources.oom_kills()
-        if code == -signal.SIGKILL and _Child._oom_kills > before:
+        if isinstance(error, TimeoutError):
+            return DeadlineExceeded("the process of this model computed past the deadline and was ended; it is started again for the next")
+        if code == -signal.SIGKILL and resources.oom_kills() > self._oom_kills:
             left = max(0, resources.available())
             return InsufficientStorage(
                 f"the kernel ended the process of this model for want of memory, of which {left >> 20} MB are left now; it is "
                 "started again for the next request"
             )
-        if isinstance(error, TimeoutError):
-            return DeadlineExceeded("the process of this model computed past the deadline and was ended; it is started again for the next")
         return ProcessDied("the process of this model died with this request; it is started again for the next")
 
     def _call(self, request: Request) -> Response:
         context = request.context
         self._turn.acquire()
+        self._oom_kills = resources.oom_kills()
         keep = False
         try:
             if self._closed:
@@ -216,7 +212,7 @@ def _child(connection: socket.socket, settings: Settings, directory: Path) -> No
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
         memory.Bound.off()
-        memory.be_killed_first()
+        resources.be_killed(resources.FIRST)
         try:
             loaded = predictor.load(settings, directory)
         except Exception as error:

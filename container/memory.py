@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +132,6 @@ def refused(error: Exception | SystemExit) -> Exception | SystemExit:
     refusal = InsufficientStorage("there was not enough memory for this prediction")
     refusal.__cause__ = error
     return refusal
-
-
-def be_killed_first() -> None:
-    """Has the kernel choose this process, where memory is short, before all others of the container."""
-    with suppress(OSError):  # no such file, or not to be written
-        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def keep_no_large_pieces() -> None:

@@ -375,7 +375,7 @@ def _trial(load: Callable[[Path], Predictor], directory: Path, writing: int) -> 
     try:
         os.closerange(3, writing)  # the shard's connections: nginx would not see them close
         os.closerange(writing + 1, os.sysconf("SC_OPEN_MAX"))
-        memory.be_killed_first()
+        resources.be_killed(resources.FIRST)
         memory.Bound.off()
         before = resources.written()
         kept = _clear_of_memory(load, directory)

@@ -153,6 +153,7 @@ class MultiApp(Front):
     def remove(self, name: str) -> flask.Response:
         """DELETE /models/NAME: answers when the memory is back."""
         replicas = self._asked_of_replicas("DELETE", name)  # now: while this one waits for its requests, it may be loaded again
+        gevent.sleep(0)  # they are asked before this one unloads, which it may die of
         try:
             url = self.models.unload(name)
         finally:

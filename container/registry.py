@@ -23,7 +23,11 @@ class Ledger:
         tail = _Tail(path)
         tail.read()
         self.models = tail.models
-        self._rewrite()  # a predecessor may have died in the middle of a line
+        try:
+            self._rewrite()  # a predecessor may have died in the middle of a line
+        except OSError:  # a full disk is no reason not to serve: what is there is whole without that line
+            self._file, self._gone = os.open(path, os.O_WRONLY | os.O_APPEND), 0
+            os.ftruncate(self._file, tail.end)
 
     def add(self, name: str, url: str) -> None:
         """Raises OSError, and has added nothing, if the disk is full."""
@@ -87,11 +91,11 @@ class Catalogue:
 
 
 class _Tail:
-    """A ledger's file as far as it has been read."""
+    """A ledger's file as far as it has been read. end: bytes, to the end of the last whole line."""
 
     def __init__(self, path: Path) -> None:
         self.models: dict[str, str] = {}
-        self._path, self._first_line, self._offset = path, b"", 0
+        self._path, self._first_line, self.end = path, b"", 0
 
     def read(self) -> bool:
         """Reads what was written since; returns whether there was anything."""
@@ -101,8 +105,8 @@ class _Tail:
                 is_new = first_line != self._first_line
                 if is_new:  # another file (an inode's number would not tell: it is used again)
                     self.models.clear()
-                    self._first_line, self._offset = first_line, len(first_line)
-                file.seek(self._offset)
+                    self._first_line, self.end = first_line, len(first_line)
+                file.seek(self.end)
                 data = file.read()
         except FileNotFoundError:
             return False
@@ -112,7 +116,7 @@ class _Tail:
                 self.models.pop(change["name"], None)
             else:
                 self.models[change["name"]] = change["url"]
-        self._offset += len(whole)
+        self.end += len(whole)
         return bool(whole) or is_new
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from container.settings import THREAD_VARIABLES, Settings
 
 UNLIMITED = 1 << 60
 """cgroup v1 writes 'no limit' as a number near 2^63; nothing real is this large."""
+FIRST, BEFORE_THE_PARENT = 1000, 500
+"""When a process is killed where memory is short: one that can be done without; a worker, for the parent's end would be everybody's."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,12 @@ def written(pid: int | str = "self") -> int:
     """Resident bytes of a process that are no file's: what it has written, before a fork or after it. 0 if it is gone."""
     lines = _lines(Path(f"/proc/{pid}/status"))
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+
+
+def be_killed(when: int) -> None:
+    """Has the kernel choose this process, where memory is short, before those with a lower number. What it starts inherits it."""
+    with suppress(OSError):  # no such file, or not to be written
+        Path("/proc/self/oom_score_adj").write_text(str(when))
 
 
 def _serverless(settings: Settings, program_dir: Path, shared_memory: Path) -> tuple[bool, str]:

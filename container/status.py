@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from container import metrics
@@ -40,7 +41,14 @@ def serve(socket_path: Path, answers: dict[str, Ask]) -> None:
             head = f"HTTP/1.0 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}"
             self.wfile.write(f"{head}\r\n\r\n".encode() + body)
 
-    server = socketserver.ThreadingUnixStreamServer(str(socket_path), Handler)
+    class Server(socketserver.ThreadingUnixStreamServer):
+        def process_request(self, request: Any, client_address: Any) -> None:
+            try:
+                super().process_request(request, client_address)
+            except RuntimeError:  # no thread is to be had: models in processes of their own take as many as there are
+                self.process_request_thread(request, client_address)
+
+    server = Server(str(socket_path), Handler)
     server.daemon_threads = True
     socket_path.chmod(0o666)  # nginx may run as another user than this process
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 3600}, name="status", daemon=True).start()

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 class Worker(GeventWorker):
     """slot: 0 to workers - 1; a replacement takes the slot of the worker that it replaces.
     connections: how many each worker has, by slot, in memory that all workers share.
+    leaves: whether it ends by itself, for a successor.
     own_socket: whether it listens on the socket of its slot alone, as a shard of many models does.
     """
 
@@ -41,6 +42,7 @@ class Worker(GeventWorker):
     connections: Any = memoryview(bytearray(8)).cast("q")
     own_socket: bool = False
     answered: bool = False
+    leaves: bool = False
     run_dir: Path | None = None
 
     def patch(self) -> None:
@@ -82,6 +84,7 @@ class Worker(GeventWorker):
             self.notify()
             self.application.tick()
             if self._is_spent(servers):
+                self.leaves = True
                 events.tell(self.run_dir, events.LEAVES, slot=self.slot, pid=self.pid)
                 break  # who connects from now on is taken up by the successor: the socket stays open in gunicorn's parent
             gevent.sleep(1.0)

@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import logging
 import os
+import select
 import signal
 import subprocess
 from pathlib import Path
@@ -18,11 +19,20 @@ from container.errors import StartupError
 
 # From Python 3.12 on a fork beside threads warns; the threads here are those of other tests.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+DEADLINE = 10
 FILE = Path(__file__).parent.parent / "container" / "gunicorn_conf.py"
 
 
 @pytest.fixture
-def load(monkeypatch, tmp_path):
+def killed(monkeypatch):
+    """When this process asks to be killed: it could not take it back."""
+    asked: list[int] = []
+    monkeypatch.setattr("container.resources.be_killed", asked.append)
+    return asked
+
+
+@pytest.fixture
+def load(monkeypatch, tmp_path, killed):
     """The file as gunicorn reads it, in an environment."""
 
     def load(**environ):
@@ -150,11 +160,12 @@ def worker(warm_up):
 
 
 @pytest.mark.parametrize("warm", [True, False])
-def test_a_worker_that_has_warmed_up_is_ready_and_counts_into_its_slot(load, tmp_path, supervisor, warm):
+def test_a_worker_that_has_warmed_up_is_ready_and_counts_into_its_slot(load, killed, tmp_path, supervisor, warm):
     (tmp_path / "metrics").mkdir()
     started = worker(lambda: warm)
     load().post_worker_init(started)
     assert started.application.slot == 2
+    assert killed == [500], "before gunicorn's parent, whose end would be everybody's"
     assert events.receive(supervisor) == [{"kind": "ready", "slot": 2, "pid": os.getpid(), "warm": warm}]
     assert [path.name for path in (tmp_path / "metrics").iterdir()] == ["worker-2"]
 
@@ -174,6 +185,18 @@ def test_without_a_run_directory_a_worker_counts_for_itself(load):
     lone = worker(lambda: True)
     load(MODEL_SERVER_RUN_DIR="").post_worker_init(lone)
     lone.application.counters.count(200)
+
+
+@pytest.mark.parametrize(("leaves", "ending"), [(True, -signal.SIGALRM), (False, 0)])
+def test_who_makes_way_is_not_held_up_by_what_its_exit_waits_for(load, leaves, ending):
+    module = load()
+    pid = os.fork()
+    if pid == 0:
+        module.LEAVE_SECONDS = 0.05
+        module.worker_exit(None, SimpleNamespace(leaves=leaves))
+        select.select([], [], [], DEADLINE if leaves else 0.2)  # a thread that is no daemon, say
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == ending
 
 
 @pytest.mark.parametrize(

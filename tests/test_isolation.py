@@ -148,7 +148,7 @@ def test_a_crash_is_one_models_alone(start, end):
 
 @pytest.mark.parametrize("counts", [[3, 4], [3, 3]], ids=["by the kernel", "by somebody else"])
 def test_whom_the_kernel_kills_for_want_of_memory_others_make_room(start, monkeypatch, counts):
-    counted = iter(counts)
+    counted = iter(counts)  # when the request begins, and when it is lost
     monkeypatch.setattr(resources, "oom_kills", lambda: next(counted))
     monkeypatch.setattr(resources, "available", lambda: 5 << 20)
     loaded = start(MODEL_FN + "def transform_fn(m, b, c, a): os.kill(os.getpid(), signal.SIGKILL)\n")

@@ -113,6 +113,25 @@ def test_a_list_that_cannot_be_written_anew_is_written_on(ledger, tmp_path, monk
     (tmp_path / "models-0.new").rmdir()
 
 
+@pytest.mark.parametrize("torn", [b"", b'{"name": "b", "u'])
+def test_a_successor_on_a_full_disk_goes_on_with_the_list_that_is_there(ledger, tmp_path, torn):
+    ledger().add("a", "/url")
+    with (tmp_path / "models-0.jsonl").open("ab") as file:
+        file.write(torn)
+    (tmp_path / "models-0.new").mkdir()
+    one = ledger()
+    assert one.models == {"a": "/url"}
+    one.add("c", "/url")
+    assert names(Catalogue(tmp_path)) == ["a", "c"]
+    (tmp_path / "models-0.new").rmdir()
+
+
+def test_the_first_list_of_all_on_a_full_disk(tmp_path):
+    (tmp_path / "models-0.new").mkdir()
+    with pytest.raises(OSError, match=r"models-0\.jsonl"):
+        Ledger(tmp_path / "models-0.jsonl")
+
+
 def test_lines_about_models_that_are_gone_do_not_pile_up(ledger, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "REWRITE_AFTER", 10)
     catalogue, one = Catalogue(tmp_path), ledger()

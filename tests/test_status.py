@@ -107,6 +107,22 @@ def test_what_is_served_on_the_socket(tmp_path):
     assert server.returncode == 0
 
 
+def test_without_another_thread_the_list_is_served_all_the_same(tmp_path):
+    address = tmp_path / "status.sock"
+    source = (
+        "import sys, threading\nfrom pathlib import Path\nfrom container import status\nhere = Path(sys.argv[1])\n"
+        "status.serve(here / 'status.sock', {'/models': status.models_of(here)})\n"
+        'def start(thread): raise RuntimeError("can\'t start new thread")\n'
+        "threading.Thread.start = start\nprint('listens', flush=True)\nsys.stdin.read()\n"
+    )
+    with subprocess.Popen((sys.executable, "-c", source, str(tmp_path)), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"listens\n"
+        for _ in range(2):
+            assert json.loads(get(address, "/models")[1]) == {"models": []}
+        server.communicate(timeout=10)
+
+
 def get(address, target):
     """Head and body of the answer to a GET on a unix socket."""
     with socket.socket(socket.AF_UNIX) as client:

@@ -54,11 +54,13 @@ def predict_fn(data, model): return [len(model)]
 """
 """Takes so many megabytes, which its artifact does not show."""
 LEAKS = """
-import sys
+import sys, threading, time
 def model_fn(model_dir): sys.left_behind = [b"1" * (1 << 20) for _ in range(20)]
-def predict_fn(data, model): return [len(sys.left_behind)]
+def predict_fn(data, model):
+    threading.Thread(target=time.sleep, args=(60,), daemon=False).start()
+    return [len(sys.left_behind)]
 """
-"""Leaves 20 MB behind, whoever unloads it."""
+"""Leaves 20 MB behind, whoever unloads it, and a thread that the exit of a process waits for."""
 SECOND_DIES = """
 import os, pathlib, tempfile
 def model_fn(model_dir):
@@ -558,6 +560,7 @@ def test_a_shard_without_models_leaves_what_they_have_left(serve_many):
         endpoint.scripted(name, LEAKS)
     endpoint.load_all(shards.values())
     for name in shards.values():
+        assert endpoint.invoke(name).status == 200
         assert endpoint.delete(name).status == 200
     with Pings(endpoint) as pings:
         until(lambda: not any(map(supervisor.alive, shards)), 30, "successors of the shards")
