@@ -7,6 +7,7 @@ import argparse
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -55,7 +56,12 @@ def serve(name: str, base_dir: Path, port: int) -> int:
 
 
 def run(environ: Mapping[str, str], port: int, on_ready: Callable[[], None]) -> int:
-    """Run `serve` in the foreground until it ends; calls on_ready once it answers. Returns its exit code."""
+    """Run `serve` in the foreground until it ends; calls on_ready once it answers. Returns its exit code.
+
+    Raises SystemExit if the port is not to be had, for another server's answers would be taken for those of this one. What on_ready
+    raises stops the server.
+    """
+    check(port)
     variables = {**os.environ, **environ, "SAGEMAKER_BIND_TO_PORT": str(port)}
     with subprocess.Popen([sys.executable, ROOT / "serve"], env=variables) as server:
         # Ctrl-C reaches the server too, as it is in the same process group: it stops, and this program ends with it.
@@ -63,10 +69,25 @@ def run(environ: Mapping[str, str], port: int, on_ready: Callable[[], None]) -> 
         signal.signal(signal.SIGTERM, lambda *_: server.terminate())
         while server.poll() is None:
             if answers(f"http://127.0.0.1:{port}/ping"):
-                on_ready()
+                try:
+                    on_ready()
+                except BaseException:
+                    server.terminate()
+                    raise
                 break
             time.sleep(POLL_SECONDS)
         return server.wait()
+
+
+def check(port: int) -> None:
+    """Raises SystemExit, with what to do, if the port cannot be listened on."""
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port that was left just now is free
+        try:
+            tried.bind(("", port))
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise SystemExit(f"port {port} cannot be listened on ({why}): name another with PORT=..., as `make serve PORT=8081`") from error
 
 
 def question(folder: Path, port: int) -> str:

@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -42,13 +43,22 @@ def serve(name: str, model_dir: Path, port: int, count: int) -> int:
 
 
 def load(url: str, model_dir: Path, names: list[str]) -> float:
-    """Loads a model under each name, one after the other, as the platform does. Returns the seconds it took; raises on any refusal."""
+    """Loads a model under each name, one after the other, as the platform does. Returns the seconds it took.
+
+    Raises SystemExit, with what was said, at the first that is refused.
+    """
     started = time.monotonic()
     for name in names:
         order = json.dumps({"model_name": name, "url": str(model_dir)}).encode()
         request = urllib.request.Request(f"{url}/models", order, {"Content-Type": "application/json"})  # noqa: S310 - http to this machine
-        with urllib.request.urlopen(request, timeout=60):  # noqa: S310
-            pass
+        try:
+            with urllib.request.urlopen(request, timeout=60):  # noqa: S310
+                pass
+        except urllib.error.HTTPError as error:
+            said = " ".join(error.read().decode(errors="replace").split())
+            raise SystemExit(f"the load of {name} was refused with {error.code}: {said}") from error
+        except OSError as error:
+            raise SystemExit(f"the load of {name} was not answered: {error}") from error
     return time.monotonic() - started
 
 

@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,48 @@ def test_an_example_that_is_not_there_is_named(tmp_path):
     assert ended.returncode == 2
     assert "'none'" in ended.stderr
     assert "iris" in ended.stderr
+
+
+MODULES = ["local_test.example", "local_test.many"]
+
+
+def ended(module: str, port: int, build: Path) -> subprocess.CompletedProcess[str]:
+    """A start that is to end by itself, with a directory in the place of a trained model."""
+    (build / "iris" / "model").mkdir(parents=True)
+    command = [sys.executable, "-m", module, "iris", str(port), "--build", str(build)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_port_where_another_server_listens_is_left_alone(tmp_path, module):
+    asked: list[str] = []
+
+    class Stranger(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as stranger:
+        threading.Thread(target=stranger.serve_forever, daemon=True).start()
+        said = ended(module, stranger.server_port, tmp_path)
+        stranger.shutdown()
+    why = f"port {stranger.server_port} cannot be listened on (Address already in use): name another with PORT=..."
+    assert (said.returncode, said.stdout, said.stderr.count("\n")) == (1, "", 1)
+    assert said.stderr.startswith(why)
+    assert asked == []
+
+
+def test_no_port(tmp_path):
+    said = ended("local_test.example", 70000, tmp_path)
+    assert (said.returncode, said.stderr.count("\n")) == (1, 1)
+    assert said.stderr.startswith("port 70000 cannot be listened on (bind(): port must be 0-65535.): ")
+
+
+def test_a_refused_load_is_one_line_and_stops_the_server(tmp_path, free_port):
+    said = ended("local_test.many", free_port, tmp_path)
+    assert said.returncode == 1
+    assert "curl" not in said.stdout
+    assert "Traceback" not in said.stderr
+    (line,) = (line for line in said.stderr.splitlines() if line.startswith("the load of iris-0000 was refused with 400: "))
+    assert "is empty: accepted are model.joblib" in line
