@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from shutil import rmtree
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from container import resources, rows
 from container.pieces import Pieces
@@ -62,7 +62,6 @@ class Summary:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m container.prepare`: returns the exit code, 1 if the split failed, with the reason in one line and as ExitMessage."""
-    options = _options(arguments)
     try:
         settings = Settings.read()
     except SettingsError as error:
@@ -70,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     summary = Summary()
     try:
+        options = _options(arguments)
         _refuse_several_hosts(settings.base_dir / "config" / "resourceconfig.json")
         try:
             split(
@@ -285,8 +285,16 @@ def _leave_message(settings: Settings, text: str) -> None:
             print(f"the message file could not be written: {error}", file=sys.stderr)
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are told as every other reason why a split fails."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(" ".join(f"{message}; {self.format_usage()}".split()))
+
+
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m container.prepare", description=(__doc__ or "").partition("\n")[0])
+    """Raises InputError."""
+    parser = _Parser(prog="python -m container.prepare", description=(__doc__ or "").partition("\n")[0])
     command = parser.add_subparsers(required=True, metavar="COMMAND").add_parser("split", help="one file for each key of a column")
     command.add_argument("input", metavar="INPUT", type=Path, help=f"a file, or a directory of files: {', '.join(SUFFIXES)}")
     command.add_argument("output", metavar="OUTPUT", type=Path, help="a directory without files")

@@ -473,7 +473,8 @@ def test_several_instances_are_refused(tmp_path, base, capsys):
     ("arguments", "message"),
     [
         ([], "COMMAND"),
-        (["split", "in", "out"], "--column"),
+        (["split", "in", "out", "--colunm", "a"], "the following arguments are required: --column"),
+        (["split", "in", "out", "--column", "a", "--colunm", "two\nlines"], "unrecognized arguments: --colunm two lines"),
         (["split", "in", "out", "--column", "a", "--memory", "5"], "5 MB are too few; at least 128 are needed"),
         (["split", "in", "out", "--column", "a", "--memory", "1GB"], "'1GB' is no number of MB; accepted is a whole one, 128 or more"),
         (["split", "in", "out", "--column", "a", "--max-bad", "3"], "3 is no share; accepted is 0 to 1"),
@@ -481,8 +482,12 @@ def test_several_instances_are_refused(tmp_path, base, capsys):
         (["split", "in", "out", "--column", "a", "--format", "orc"], "invalid choice: 'orc'"),
     ],
 )
-def test_bad_options_are_refused(arguments, message, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        prepare.main(arguments)
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+def test_bad_options_are_told_as_any_failure(arguments, message, base, capsys):
+    base.mkdir()
+    assert prepare.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("split failed: ")
+    assert message in error
+    assert "; usage: python -m container.prepare " in error
+    assert error.count("\n") == 1
+    assert (base / "output/message").read_text() == error.strip()
