@@ -39,12 +39,16 @@ MESSAGE_LENGTH = 1024
 
 @dataclass
 class Summary:
-    """What a split found. rows: the good ones; bad: the others; first_bad: the first of them, at most REPORTED."""
+    """What a split found. rows: the good ones; bad: the others; first_bad: the first of them, at most REPORTED.
+
+    error: why the split failed, None if it did not.
+    """
 
     rows: int = 0
     keys: int = 0
     bad: int = 0
     seconds: float = 0.0
+    error: str | None = None
     first_bad: list[Bad] = field(default_factory=list)
 
     def reject(self, bad: Bad, count: int = 1) -> None:
@@ -82,11 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 overwrite=options.overwrite,
                 summary=summary,
             )
+        except BaseException as error:
+            summary.error = _reason(error)
+            raise
         finally:
             if options.report:
                 _write_report(options.report, summary)
     except (InputError, OSError, MemoryError) as error:
-        text = f"split failed: {error or type(error).__name__}"
+        text = f"split failed: {_reason(error)}"
         print(text, file=sys.stderr)
         _leave_message(settings, text)
         return 1
@@ -268,6 +275,10 @@ def _refuse_several_hosts(file: Path) -> None:
     hosts = json.loads(file.read_text()).get("hosts", []) if file.is_file() else []
     if len(hosts) > 1:
         raise InputError(f"the job has {len(hosts)} instances, and each would write files of the same keys; split takes InstanceCount 1")
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def _write_report(file: Path, summary: Summary) -> None:

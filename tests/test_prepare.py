@@ -420,15 +420,25 @@ def test_the_command_says_what_it_did(tmp_path, base, capsys):
     assert (base / "output/message").read_text() == line.strip()
     found = json.loads(report.read_text())
     assert {name: found[name] for name in ("rows", "keys", "bad")} == {"rows": 2, "keys": 1, "bad": 1}
+    assert found["error"] is None
     assert found["first_bad"] == [{"file": str(source), "line": 3, "why": "1 column instead of 2", "text": "b"}]
 
 
 def test_the_report_tells_of_a_failure_too(tmp_path, capsys):
     source = write(tmp_path / "in.csv", "id,v\na,1\nb\n")
     assert run("--column", "id", source, tmp_path / "out", "--report", tmp_path / "split.json") == 1
-    assert "1 of 2 rows are bad" in capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of 2 rows are bad" in error
     found = json.loads((tmp_path / "split.json").read_text())
     assert (found["rows"], found["bad"], found["first_bad"][0]["line"]) == (1, 1, 3)
+    assert error == f"split failed: {found['error']}"
+
+
+def test_the_report_tells_of_what_nobody_expected(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "find", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run("--column", "id", tmp_path / "in.csv", tmp_path / "out", "--report", tmp_path / "split.json")
+    assert json.loads((tmp_path / "split.json").read_text())["error"] == "KeyboardInterrupt"
 
 
 def test_a_failure_is_one_line_and_the_exit_message(tmp_path, base, capsys):
