@@ -125,6 +125,8 @@ def load(settings: Settings, model_dir: Path | None = None) -> Predictor:
         log.warning("%s", warning)
     path = user_code.find(settings, model_dir=directory)
     if path is None:
+        for file in user_code.unused(directory):
+            log.warning("%s is not made use of: a model's script is code/inference.py", file)
         return _from_artifact(artifact.load(directory), settings, started)
     if model_dir is None:
         script = user_code.load(path)

@@ -1,7 +1,9 @@
 """Finds and imports the user's script, and binds its functions. Says why not."""
 
+import difflib
 import importlib.util
 import inspect
+import logging
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,6 +16,8 @@ from container.errors import StartupError
 from container.namespace import Namespace
 from container.settings import Settings
 
+log = logging.getLogger(__name__)
+
 ARGUMENTS = {
     "model_fn": ("model_dir",),
     "input_fn": ("body", "content_type"),
@@ -22,6 +26,9 @@ ARGUMENTS = {
     "transform_fn": ("model", "body", "content_type", "accept"),
 }
 """Each hook's arguments; one more, last, is the request's context."""
+CONSTANTS = ("MAX_BATCH_SIZE", "WARMUP")
+ALTERNATIVES = {"input_fn", "predict_fn", "output_fn"}
+"""What transform_fn takes the place of."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +90,31 @@ def load(path: Path, namespace: Namespace | None = None) -> Script:
     hooks = {name: _bind(path, name, getattr(module, name)) for name in ARGUMENTS if hasattr(module, name)}
     if "model_fn" not in hooks:
         raise StartupError(f"{path} has no model_fn(model_dir): a script must have one; it returns the loaded model")
-    both = sorted(set(hooks) & {"input_fn", "predict_fn", "output_fn"})
+    both = sorted(set(hooks) & ALTERNATIVES)
     if "transform_fn" in hooks and both:
         raise StartupError(f"{path} has transform_fn and {', '.join(both)}: transform_fn takes the place of these; keep one or the other")
     script = Script(path, hooks, _max_batch_size(path, module), _warmup(path, module))
     if script.max_batch_size > 1:
         _refuse_unjoinable(script)
+    for name, meant in misspelled(module).items():
+        log.warning("%s has %s, which nothing here makes use of: did you mean %s?", path, name, meant)
     return script
+
+
+def misspelled(module: ModuleType) -> dict[str, str]:
+    """Functions and constants of a script that are nearly called like one that it could have and has not, each with that one's name."""
+    has = set(vars(module))
+    replaced = ALTERNATIVES if "transform_fn" in has else {"transform_fn"} if has & ALTERNATIVES else set()
+    missing = {*ARGUMENTS, *CONSTANTS} - has - replaced
+    own = [name for name, value in vars(module).items() if name.isupper() or getattr(value, "__globals__", None) is vars(module)]
+    near = {name: difflib.get_close_matches(name, missing, n=1, cutoff=0.8) for name in own if name not in (*ARGUMENTS, *CONSTANTS)}
+    return {name: found[0] for name, found in near.items() if found}
+
+
+def unused(model_dir: Path) -> list[Path]:
+    """Python files where a script might have been meant, of a model that has none."""
+    root = model_dir / "inference.py"
+    return [*sorted((model_dir / "code").glob("*.py")), *([root] if root.is_file() else [])]
 
 
 def import_script(path: Path, namespace: Namespace | None = None) -> ModuleType:

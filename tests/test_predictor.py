@@ -268,6 +268,12 @@ def regression(tmp_path):
     return Settings(base_dir=tmp_path)
 
 
+def test_a_script_in_the_wrong_place_is_named(regression, tmp_path, caplog):
+    (tmp_path / "model/inference.py").write_text(MODEL_FN)
+    predictor.load(regression)
+    assert f"{tmp_path}/model/inference.py is not made use of: a model's script is code/inference.py" in caplog.messages
+
+
 @pytest.mark.parametrize(
     ("body", "content_type", "accept", "numbers"),
     [

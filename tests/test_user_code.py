@@ -174,6 +174,35 @@ def test_what_is_said_of_a_script_that_cannot_be_used(script, source, said):
         load(script, source)
 
 
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("def predictfn(d, m): return 1", {"predictfn": "predict_fn"}),
+        ("def predict(d, m): return 1\ndef input_fm(b, c): return b", {"predict": "predict_fn", "input_fm": "input_fn"}),
+        ("def predict_fn(d, m): return predict(d)\ndef predict(d): return 1", {}),
+        ("def predict_fn(d, m): return transform(d)\ndef transform(d): return d", {}),
+        ("def transform_fn(m, b, c, a): return predict(b), a\ndef predict(d): return d", {}),
+        ("MAX_BATCHSIZE = 8\nWARM_UP = ('text/csv', b'1')", {"MAX_BATCHSIZE": "MAX_BATCH_SIZE", "WARM_UP": "WARMUP"}),
+        ("from os.path import join as predictfn\ndef loss_fn(a): return a\ndef helper(): return 1\nPREDICT = 1", {}),
+    ],
+)
+def test_what_is_nearly_a_hook_is_named(script, caplog, source, told):
+    path = user_code.find(script("def model_fn(model_dir): return 1\n" + source))
+    assert path
+    user_code.load(path)
+    assert caplog.messages == [f"{path} has {name}, which nothing here makes use of: did you mean {meant}?" for name, meant in told.items()]
+
+
+@pytest.mark.parametrize(
+    ("files", "found"), [([], []), (["code/predict.py", "code/data.csv", "inference.py"], ["code/predict.py", "inference.py"])]
+)
+def test_python_files_where_a_script_might_have_been_meant(tmp_path, files, found):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert user_code.unused(tmp_path) == [tmp_path / name for name in found]
+
+
 @pytest.mark.parametrize("helper", ["model/code/helper.py", "model/code/lib/helper.py", "model/code/helper/__init__.py"])
 def test_a_script_imports_what_lies_beside_it(script, helper):
     script("NAME = 'helped'", helper)
