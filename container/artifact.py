@@ -43,11 +43,16 @@ def load(model_dir: Path) -> Any:
         )
     if found.parent != model_dir and found != model_dir and not (found / "meta.json").is_file():
         log.warning("the model is in %s: one directory too many in the archive", found.parent)
-    return _load_pipeline(found) if found.is_dir() else _load_pickle(found)
+    model = _load_pipeline(found) if found.is_dir() else _load_pickle(found)
+    if model is None:
+        raise StartupError(f"{found} holds None: a model with a predict method was expected")
+    return model
 
 
 def library(model: Any) -> Library:
-    """How to ask a model that `load` returned. Raises StartupError if it cannot predict."""
+    """How to ask a model that `load`, or a script's model_fn, returned. Raises StartupError if it cannot predict."""
+    if model is None:  # only model_fn returns that
+        raise StartupError("model_fn returned None: it must return the loaded model")
     if type(model).__module__.startswith("spacy.") or hasattr(model, "pipe_names"):
         return Library("spaCy", _texts, lambda texts: list(model.pipe(texts)), lambda docs: [_entities(doc) for doc in docs], ["Warm."])
     if not callable(getattr(model, "predict", None)):

@@ -92,6 +92,14 @@ def test_what_cannot_predict_is_no_model():
         artifact.library({"a": 1})
 
 
+def test_a_model_that_is_none_is_told_by_who_gave_it(tmp_path):
+    joblib.dump(None, tmp_path / "model.joblib")
+    with pytest.raises(StartupError, match=rf"^{tmp_path}/model\.joblib holds None: a model with a predict method was expected$"):
+        artifact.load(tmp_path)
+    with pytest.raises(StartupError, match=r"^model_fn returned None: it must return the loaded model$"):
+        artifact.library(None)
+
+
 def named(*names):
     model = LinearRegression().fit(ROWS, ROWS @ [1.0, 10.0])
     model.feature_names_in_ = np.array(names, dtype=object)
