@@ -223,6 +223,7 @@ class Models:
             self._models[name] = model
             self.changes += 1
             memory.collect_rarely(len(self._models))
+            log.info("model %r is loaded in %.3f s: %s", name, model.load_seconds, loaded.source)  # nginx's line has no name
         except BaseException as error:
             self._reclaim(max(0, resources.written() - before))
             loading.error = ClientError(str(error)) if isinstance(error, StartupError) else error

@@ -121,9 +121,11 @@ def raised(greenlet):
     return greenlet.exception
 
 
-def test_a_model_from_its_load_to_its_end(shard):
+def test_a_model_from_its_load_to_its_end(shard, caplog):
+    caplog.set_level("INFO")
     one = shard()
     one.put("a")
+    assert re.search(r"^model 'a' is loaded in \d\.\d{3} s: ", caplog.messages[-1])
     assert ("a" in one.models, len(one.models), one.listed()) == (True, 1, ["a"])
     model = one.models.get("a")
     assert (model.name, model.url, model.bytes, model.loads, model.hits) == ("a", one.artifact("a"), 10, 1, 0)
