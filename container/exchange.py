@@ -216,6 +216,8 @@ def _calls(application: flask.Flask) -> list[str]:
     """What a client may ask for, as 'POST /models'; a path that begins with an underscore is no client's."""
     rules = [rule for rule in application.url_map.iter_rules() if not rule.rule.startswith("/_")]
     shown = [(rule.rule.replace("<name:name>", "NAME"), sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})) for rule in rules]
+    if any(path == "/models" for path, _ in shown):
+        shown.append(("/models", ["GET"]))  # the supervisor answers it
     return [f"{' or '.join(methods)} {path}" for path, methods in sorted(shown)]
 
 

@@ -1,5 +1,6 @@
 """Responses on their way to HTTP: streams that give their turn back once, and the same headers by either way."""
 
+import json
 import time
 from typing import Any
 
@@ -111,3 +112,13 @@ def test_a_front_by_itself_is_ready_and_has_nothing_to_do():
     assert front.batcher is None
     front.tick()
     assert front.test_client().get("/ping").json == {"status": "ready"}
+
+
+def test_what_is_accepted_names_the_supervisors_list_where_there_are_many_models():
+    one, many = Front(), Front()
+    many.add_url_rule("/models", view_func=lambda: "", methods=["POST"])
+    said = [json.loads(front.test_client().post("/invocations").data)["message"] for front in (one, many)]
+    assert said == [
+        "there is no /invocations: accepted are GET or POST /ping",
+        "there is no /invocations: accepted are GET /models, POST /models, GET or POST /ping",
+    ]
