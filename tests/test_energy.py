@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import joblib
@@ -13,7 +15,7 @@ from container import predictor
 from container.errors import to_response
 from container.message import Request
 from container.namespace import Namespace
-from container.settings import Settings
+from container.settings import Settings, environment
 from local_test import energy
 from local_test.endpoint import Answer, Endpoint
 from tests.trained import EXAMPLES, train_example
@@ -271,6 +273,12 @@ def test_prophet_answers_in_the_same_form(tmp_path):
     assert metrics == {}
     assert answer["dates"] == [f"2026-01-0{day}" for day in range(1, 8)]
     assert all(low <= middle <= high for low, middle, high in zip(answer["yhat_lower"], answer["yhat"], answer["yhat_upper"], strict=True))
+
+
+def test_prophet_is_imported_without_a_word():
+    command = [sys.executable, "-c", "import with_prophet"]
+    ended = subprocess.run(command, cwd=FOLDER, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 class Served(Endpoint):

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from prophet import Prophet
-from prophet.serialize import model_from_json, model_to_json
+
+logging.getLogger("prophet.plot").setLevel(logging.CRITICAL)  # before the import, which calls it an error that there is no plotly
+from prophet import Prophet  # noqa: E402
+from prophet.serialize import model_from_json, model_to_json  # noqa: E402
 
 OPTIONS = {"yearly_seasonality": 3, "weekly_seasonality": True, "daily_seasonality": False, "seasonality_mode": "multiplicative"}
 """Prophet's own choice for a year of days has no yearly season; ten waves of a year, its choice for more, err by twice as much."""
