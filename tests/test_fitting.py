@@ -2,7 +2,9 @@
 
 import asyncio
 import gzip
+import json
 import random
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,9 @@ import pytest
 from container import fitting, training, user_code
 from container.errors import StartupError
 from container.fitting import Work
+from container.settings import environment
+
+ROOT = Path(__file__).parent.parent
 
 
 class Model:
@@ -169,6 +174,49 @@ def test_a_partial_is_a_fit(one):
         return Model(offset)
 
     assert one(partial(fit, 7)).error is None
+
+
+FITS = """
+from functools import partial
+class Fit:
+    def __init__(self, value): self.value = value
+    def __call__(self, key, data, hyperparameters): return self.value
+def fit(key, data, hyperparameters): return key
+def of(value, key, data, hyperparameters): return value
+def fits(value):
+    class Local:
+        it = value
+    return {
+        "by name": fit,
+        "closure": lambda key, data, hyperparameters: {"scale": value, "x": "scale"},
+        "partial": partial(of, value),
+        "object": Fit(value),
+        "class in a function": lambda key, data, hyperparameters: Local(),
+    }
+"""
+
+
+def digests(directory: Path, value: int, seed: int) -> dict[str, str]:
+    """Of each of FITS, as a process of its own has them."""
+    code = f"""
+import json, sys
+from pathlib import Path
+from container import fitting
+sys.path.insert(0, sys.argv[1])
+import training
+script = Path(sys.argv[1], "training.py")
+print(json.dumps({{name: fitting.Work.of(fit, script, {{}}, Path("/"), ".").digest for name, fit in training.fits({value}).items()}}))
+"""
+    command = [sys.executable, "-c", code, str(directory)]
+    found = subprocess.run(command, env=environment(PYTHONHASHSEED=str(seed)), cwd=ROOT, capture_output=True, check=True, text=True)
+    return dict(json.loads(found.stdout))
+
+
+def test_what_a_fit_closes_over_is_in_the_digest_and_chance_is_not(tmp_path):
+    (tmp_path / "training.py").write_text(FITS)
+    first, again, other = digests(tmp_path, 1, 0), digests(tmp_path, 1, 5), digests(tmp_path, 2, 0)
+    assert first == again
+    assert {name for name in first if first[name] == other[name]} == {"by name"}
 
 
 SCRIPT = "from helper import VALUE\nclass M:\n    value = VALUE\ndef fit(key, data, hyperparameters): return M()\n"
