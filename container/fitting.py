@@ -12,13 +12,14 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cloudpickle  # type: ignore[import-untyped]  # joblib's
 import numpy as np
@@ -43,6 +44,9 @@ _CHANCE = re.compile(rb"\x8c\x20[0-9a-f]{32}(?=\x94Nt\x94R)")
 """What differs from process to process in a cloudpickle: the name that it gives to a class which it takes along, of a `def` or __main__."""
 
 _turn = threading.Lock()
+_reading = threading.Lock()
+"""For a Dask worker of several threads: what becomes of warnings is the whole process's."""
+
 _loaded: dict[str, Fit] = {}
 """Digest of code and function -> fit, for what this process has imported."""
 
@@ -172,12 +176,21 @@ def _fit(work: Work, fit: Fit, key: str, data: pd.DataFrame) -> tuple[Any, dict[
 
 
 def table(path: Path, content: bytes) -> pd.DataFrame:
-    """The rows of a key: CSV as pandas reads it, Parquet with the types that it has. content: of the file."""
+    """The rows of a key: CSV as pandas reads it, Parquet with the types that it has. content: of the file.
+
+    Raises ValueError for CSV whose rows have more fields than the header: pandas would take the first for an index, and shift the others.
+    """
     if path.suffix.lower() == ".parquet":
         from container import parquet  # DuckDB is 60 MB, for those who need it
 
         return parquet.table(path)
-    rows: pd.DataFrame = pd.read_csv(io.BytesIO(content), compression="gzip" if path.suffix.lower() == ".gz" else None)
+    compression: Literal["gzip"] | None = "gzip" if path.suffix.lower() == ".gz" else None
+    with _reading, warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            rows: pd.DataFrame = pd.read_csv(io.BytesIO(content), index_col=False, compression=compression)
+        except pd.errors.ParserWarning:
+            raise ValueError(f"{path.name} has rows of more fields than its header; accepted are as many, or fewer") from None
     return rows
 
 

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import random
+import re
 import subprocess
 import sys
 from functools import partial
@@ -75,6 +76,33 @@ def test_a_fit_may_change_its_hyperparameters(tmp_path):
 def test_csv(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     assert fitting.table(tmp_path / name, content).y.tolist() == [1.5, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "x"),
+    [
+        ("x,y\n1,2,3\n", None),
+        ("x,y\n0,2,3\n1,2,3\n", None),  # as an index of rows that has no name
+        ("x,y\n1,2,3,4\n", None),
+        ("x,y\n1,2\n3,4,5\n", None),
+        ("x,y\n1,2,\n3,4,\n", [1, 3]),
+        ("x,y\n1\n3,4\n", [1, 3]),
+        (",x\n0,1\n1,3\n", [1, 3]),
+        ("x\n", []),
+    ],
+)
+def test_fields_of_csv_stay_in_their_columns(one, text, x):
+    def fit(key, data, hyperparameters):
+        assert data.x.tolist() == x
+        return Model()
+
+    error = one(fit, text).error
+    if x is None:
+        assert re.match(
+            r"ValueError: a.csv has rows of more fields than its header|ParserError: .*Expected 2 fields in line 3, saw 3", error
+        )
+    else:
+        assert error is None
 
 
 def test_parquet_keeps_its_types(tmp_path):
