@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from container import bundles, fitting, pools, resources, shards
+from container import bundles, fitting, pools, resources, shards, training
 from container.errors import StartupError
 from container.fitting import Fit, Work
 from container.manifest import Entry, Manifest
@@ -86,7 +86,8 @@ def train(
     its part. directory: by default job.checkpoint_dir, which the platform uploads while the job runs and restores after an interruption.
     The hyperparameter max_failed is the share of keys that may fail. With FLEET_DASK_SCHEDULER the fits run on that Dask cluster.
 
-    Raises TrainingError for input that cannot be used, and when more keys fail than may, with the commonest causes.
+    Raises TrainingError for input that cannot be used, for an inference script that could serve none of the models, and when more keys
+    fail than may, with the commonest causes.
     """
     settings = settings or Settings.read()
     max_failed = _max_failed(job)
@@ -103,6 +104,7 @@ def train(
     if swept:
         log.info("fleet: %d unfinished files of an earlier run were removed", swept)
     work = Work.of(fit, job.script or _source(fit), job.hyperparameters, target, mark, bundles.now(target, mark))
+    _refuse_unservable(work)
     with shards.mine(job, channel, column, settings) as files, Manifest(target / _manifest_name(job)) as manifest:
         run = _Run(job, settings, work, files, manifest, max_failed)
         try:
@@ -259,6 +261,14 @@ def _max_failed(job: TrainingJob) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise TrainingError(f"the hyperparameter max_failed is {value!r}; accepted is a share of the keys, 0 to 1")
     return float(value)
+
+
+def _refuse_unservable(work: Work) -> None:
+    """Before the first fit: the same script goes into each artifact."""
+    if work.script is not None and work.packed_code:
+        reason = training.unservable(work.script.with_name(fitting.INFERENCE_SCRIPT), work.packed_code[fitting.INFERENCE_SCRIPT])
+        if reason:
+            raise TrainingError(f"the artifacts could not be served: {reason}")
 
 
 def _manifest_name(job: TrainingJob) -> str:

@@ -4,10 +4,12 @@ import ast
 import dataclasses
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +78,9 @@ def run(settings: Settings) -> int:
         script, code_dir = find(settings, job)
         job = dataclasses.replace(job, script=script)
         _print_plan(script, job)
+        inference = script.parent / INFERENCE_SCRIPT
+        if job.is_first_host and inference.is_file() and (reason := unservable(inference, inference.read_bytes())):
+            log.warning("the model could not be served with the script that is copied beside it: %s", reason)
         try:
             _train(script, code_dir, job, settings)
         finally:  # what a train_fn saved before it was stopped is an artifact too: the platform uploads it
@@ -115,6 +120,24 @@ def find(settings: Settings, job: TrainingJob) -> tuple[Path, Path]:
         f"there is no training script: {' and '.join(str(directory / program) for directory in directories)} "
         "were looked for; bring training.py with train_fn(job), or name a script with SAGEMAKER_PROGRAM"
     )
+
+
+def unservable(script: Path, content: bytes) -> str:
+    """Why an inference script cannot serve any model; empty where nothing is wrong with it at first sight. It is not imported.
+
+    content: of the script. A job is told before it trains: an endpoint would be the next to know.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an escape that is none: who imports it is told
+            compile(content, str(script), "exec", dont_inherit=True)
+    except SyntaxError as error:
+        return f"{script} is not valid Python: {error.msg} (line {error.lineno}): {(error.text or '').strip()}"
+    except ValueError as error:
+        return f"{script} is not valid Python: {error}"
+    if b"model_fn" in content or re.search(rb"import\s*\*", content):
+        return ""
+    return f"{script} has no model_fn(model_dir): a script must have one; it returns the loaded model"
 
 
 def save(model: Any, model_dir: Path) -> Path:

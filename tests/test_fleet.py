@@ -80,6 +80,20 @@ def test_the_artifact_has_the_code_that_serves_it(base):
     assert sorted(record.sha256) == ["code/inference.py", "code/line.py", "code/training.py", "model.joblib", "versions.json"]
 
 
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("def model_fn(model_dir)\n", "is not valid Python: expected ':' (line 1)"),
+        ("def predict_fn(data, model): ...\n", "has no model_fn"),
+    ],
+)
+def test_code_that_could_serve_no_artifact_is_refused_before_the_first_fit(base, monkeypatch, pools, script, reason):
+    monkeypatch.setattr(fleets, "INFERENCE", script)
+    code, failure, entries = run(base)
+    assert (code, pools, entries) == (1, [], {})
+    assert failure.startswith(f"the artifacts could not be served: {base}/code/inference.py {reason}")
+
+
 def test_what_is_finished_is_not_made_again(base, caplog):
     caplog.set_level("INFO")
     _, _, before = run(base)

@@ -280,6 +280,29 @@ def test_the_inference_script_goes_into_the_artifact_with_its_modules_and_withou
     assert copied == ["helper.py", "inference.py", "lib/deep/words.py", "lib/deep/words.txt", "requirements.txt", "training.py"]
 
 
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("def model_fn(model_dir): ...\n", ""),
+        ("from helper import *\n", ""),
+        ("from helper import model_fn\n", ""),
+        ("# '\\d' is no escape\nmodel_fn = '\\d'\n", ""),
+        ("import joblib\ndef model_fn(model_dir:\n", "is not valid Python: '(' was never closed (line 2): def model_fn(model_dir:"),
+        ("return model_fn\n", "is not valid Python: 'return' outside function (line 1)"),
+        ("model_fn = 0\0\n", "is not valid Python: source code"),
+        ("", "has no model_fn(model_dir): a script must have one"),
+    ],
+)
+def test_an_inference_script_that_serves_no_model_is_warned_of_and_the_model_kept(base, caplog, script, reason):
+    write(base, "code/inference.py", script)
+    assert run(base) == (0, "")
+    assert (base / "model/code/inference.py").read_text() == script
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING" and "serve" in record.getMessage()]
+    assert len(warnings) == bool(reason)
+    if reason:
+        assert f"{base}/code/inference.py {reason}" in warnings[0]
+
+
 def test_code_that_train_fn_wrote_itself_is_left_alone(base):
     write(base, "code/inference.py", "# beside\n")
     writes = "def train_fn(job):\n    (job.model_dir / 'code').mkdir()\n    (job.model_dir / 'code/inference.py').write_text('# own')\n"
