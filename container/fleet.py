@@ -111,6 +111,7 @@ def train(
             run.go()
         finally:
             run.progress.close()
+    run.warn_of_failures()
     if manifest.path.parent != job.model_dir:
         shutil.copy(manifest.path, job.model_dir)
     return run.summary()
@@ -222,13 +223,22 @@ class _Run:
         if self.progress.failed / self.progress.total > self._max_failed:
             raise TrainingError(self._failure())
 
+    def warn_of_failures(self) -> None:
+        """Of a run that has ended well: why some keys have no model, which only the manifest would tell."""
+        if self.progress.failed:
+            head = f"fleet: {self.progress.failed:,} of {self.progress.total:,} keys failed; each is in {self._manifest.path}:"
+            log.warning("%s", "\n".join([head, *self._commonest()]))
+
     def _failure(self) -> str:
-        commonest = sorted(self._causes.values(), key=lambda cause: -cause.count)[:CAUSES]
         head = (
             f"{self.progress.failed:,} of {self.progress.total:,} keys failed ({self.progress.done:,} were tried), "
             f"which is more than max_failed={self._max_failed:g} allows:"
         )
-        return "\n".join([head, *(f"{cause.count:,} x {cause.error[:200]}, as {cause.key!r}" for cause in commonest)])
+        return "\n".join([head, *self._commonest()])
+
+    def _commonest(self) -> list[str]:
+        commonest = sorted(self._causes.values(), key=lambda cause: -cause.count)[:CAUSES]
+        return [f"{cause.count:,} x {cause.error[:200]}, as {cause.key!r}" for cause in commonest]
 
     def _batch_size(self) -> int:
         return max(1, min(64, int(BATCH_SECONDS / max(self._key_seconds, 1e-6))))

@@ -64,10 +64,11 @@ def run(base, script=fleets.SCRIPT, keys=5, **changes):
     return code, failure.read_text() if failure.exists() else "", entries
 
 
-def test_each_key_has_an_artifact_and_a_line(base):
+def test_each_key_has_an_artifact_and_a_line(base, caplog):
     code, failure, entries = run(base)
     assert (code, failure) == (0, "")
     assert sorted(fleets.artifacts(base)) == [f"c{number}.tar.gz" for number in range(5)]
+    assert "failed; each is in" not in caplog.text
     assert [(entry.key, entry.rows, entry.metrics, entry.file) for entry in entries.values()] == [
         (f"c{number}", 2, {"slope": number + 0.5}, f"c{number}.tar.gz") for number in range(5)
     ]
@@ -185,17 +186,21 @@ FAILS = fleets.SCRIPT.replace(
 )
 
 
-def test_one_key_that_fails_fails_alone(base):
+def test_one_key_that_fails_fails_alone(base, caplog):
     code, _, entries = run(base, FAILS, keys=10, bad=[3])
     assert code == 0
+    assert (
+        f"fleet: 1 of 10 keys failed; each is in {base}/checkpoints/manifest.jsonl:\n1 x ValueError: no c3 (training.py:8 in fit), as 'c3'"
+    ) in caplog.messages
     assert entries["c3"].error == "ValueError: no c3 (training.py:8 in fit)"
     assert (entries["c3"].rows, entries["c3"].file) == (2, None)
     assert len(fleets.artifacts(base)) == 9
 
 
-def test_too_many_failures_fail_the_job_with_the_commonest_causes(base):
+def test_too_many_failures_fail_the_job_with_the_commonest_causes(base, caplog):
     code, failure, _ = run(base, FAILS, keys=10, bad=[1, 3, 4], none=[2], max_failed=0.3)
     assert code == 1
+    assert "each is in" not in caplog.text, "the failure says it"
     first, *causes = failure.splitlines()
     assert re.fullmatch(r"4 of 10 keys failed \(\d+ were tried\), which is more than max_failed=0.3 allows:", first)
     assert causes[0] == "3 x ValueError: no c1 (training.py:8 in fit), as 'c1'"
