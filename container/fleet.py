@@ -295,4 +295,5 @@ def _source(fit: Callable[..., Any]) -> Path | None:
 
 def _ending(codes: str) -> str:
     died = "the process that fitted it died"
-    return f"{died}, exit code {codes}; SIGKILL is most often for want of memory" if codes else died
+    codes = f", exit code {codes}" if codes else ""
+    return f"{died}{codes}{'; SIGKILL is most often for want of memory' if 'SIGKILL' in codes else ''}"

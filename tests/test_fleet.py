@@ -244,6 +244,19 @@ def test_a_process_that_dies_takes_only_the_guilty_key(base, pools, caplog):
     assert all(len(batch) == 1 for batches in pools[1:-1] for batch in batches), "one by one"
 
 
+@pytest.mark.parametrize(
+    ("codes", "told"),
+    [
+        ("", ""),
+        ("EXIT(3)", ", exit code EXIT(3)"),
+        ("SIGSEGV(-11)", ", exit code SIGSEGV(-11)"),
+        ("SIGKILL(-9), EXIT(3)", ", exit code SIGKILL(-9), EXIT(3); SIGKILL is most often for want of memory"),
+    ],
+)
+def test_want_of_memory_is_supposed_where_the_kernel_kills(codes, told):
+    assert fleet._ending(codes) == f"the process that fitted it died{told}"
+
+
 def test_hosts_take_their_part(base):
     hosts = ("algo-1", "algo-2")
     done = []
