@@ -49,6 +49,9 @@ STOP_SECONDS = 75.0
 CAUSES = 4
 """How many causes of failures are told."""
 
+LONGEST_CAUSE = 200
+"""Characters of each one's message. The place that follows it is told whole."""
+
 Item = tuple[str, Path]
 
 
@@ -238,7 +241,7 @@ class _Run:
 
     def _commonest(self) -> list[str]:
         commonest = sorted(self._causes.values(), key=lambda cause: -cause.count)[:CAUSES]
-        return [f"{cause.count:,} x {cause.error[:200]}, as {cause.key!r}" for cause in commonest]
+        return [f"{cause.count:,} x {_cut(cause.error)}, as {cause.key!r}" for cause in commonest]
 
     def _batch_size(self) -> int:
         return max(1, min(64, int(BATCH_SECONDS / max(self._key_seconds, 1e-6))))
@@ -291,6 +294,12 @@ def _source(fit: Callable[..., Any]) -> Path | None:
     code = getattr(fit, "__code__", None)
     path = Path(code.co_filename) if code else None
     return path if path and path.is_file() else None
+
+
+def _cut(error: str) -> str:
+    """`Type: message (file:line in function)` with less of the message."""
+    message, opening, place = error.rpartition(" (")
+    return f"{message[:LONGEST_CAUSE]}{'...' if len(message) > LONGEST_CAUSE else ''}{opening}{place}"
 
 
 def _ending(codes: str) -> str:

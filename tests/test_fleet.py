@@ -207,6 +207,11 @@ def test_too_many_failures_fail_the_job_with_the_commonest_causes(base, caplog):
     assert causes[1].startswith("1 x TypeError: fit returned None; a model was expected, or (model, {'metric': number})")
 
 
+def test_a_long_message_does_not_hide_its_line(base):
+    _, failure, _ = run(base, FAILS.replace('f"no {key}"', '"long " * 50'), bad=[1])
+    assert failure.splitlines()[1] == f"1 x {('ValueError: ' + 'long ' * 50)[:200]}... (training.py:8 in fit), as 'c1'"
+
+
 @pytest.mark.parametrize(("share", "code"), [(0, 1), (0.1, 1), (0.2, 0), (1, 0)])
 def test_max_failed_is_a_share_of_the_keys(base, share, code):
     assert run(base, FAILS, keys=10, bad=[0, 9], max_failed=share)[0] == code
