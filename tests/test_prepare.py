@@ -297,6 +297,17 @@ def test_parquet_keeps_its_types_and_order(tmp_path):
         assert found.fetchall() == expected.fetchall()
 
 
+@pytest.mark.parametrize("name", ["rowid", "RowID", "%number", "number", "c0"])
+@pytest.mark.parametrize("column", ["id", "name"])
+def test_a_column_may_be_called_as_ours_and_duckdbs_are(tmp_path, name, column):
+    parquet(tmp_path / "in/1.parquet", f"SELECT * FROM (VALUES ('a', 1), ('b', 0), ('a', 0)) t(id, \"{name}\")")
+    found, _ = split(tmp_path, column=name if column == "name" else "id")
+    if column == "id":
+        assert found == {"a.csv": f"id,{name}\na,1\na,0\n", "b.csv": f"id,{name}\nb,0\n"}
+    else:
+        assert found == {"0.csv": f"id,{name}\nb,0\na,0\n", "1.csv": f"id,{name}\na,1\n"}
+
+
 @pytest.mark.parametrize("kind", [".csv", ".parquet"])
 def test_names_that_look_like_patterns_are_those_files(tmp_path, kind):
     for number, name in enumerate(("in1/a1", "in[1]/a[1]")):
@@ -314,6 +325,13 @@ def test_parquet_as_csv(tmp_path, suffix):
     assert found == {f"a%2Fb{suffix}": 'v,id,w w\n1.50,a/b,"x,y"\n3.00,a/b,z\n', f"b{suffix}": "v,id,w w\n2.25,b,\n"}
 
 
+def test_the_name_of_a_time_is_the_same_on_every_machine(tmp_path, monkeypatch):
+    parquet(tmp_path / "in/1.parquet", "SELECT TIMESTAMPTZ '2024-01-01 00:00:00+00' AS id, 1 AS v")
+    monkeypatch.setenv("TZ", "America/New_York")
+    found, _ = split(tmp_path)
+    assert found == {"2024-01-01%2000%3A00%3A00%2B00.csv": "id,v\n2024-01-01 00:00:00+00,1\n"}
+
+
 def test_csv_as_parquet_is_text(tmp_path):
     content = 'id,"v ""w"""\r\na,007\nb,1.50\na,"two\r\nlines"\na,5" pipe\na,\n'
     write(tmp_path / "in.csv", content)
@@ -322,6 +340,14 @@ def test_csv_as_parquet_is_text(tmp_path):
     assert (found.columns, [str(kind) for kind in found.types]) == (["id", 'v "w"'], ["VARCHAR", "VARCHAR"])
     assert found.fetchall() == [("a", "007"), ("a", "two\r\nlines"), ("a", '5" pipe'), ("a", None)]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.parquet", "b.parquet"]
+
+
+@pytest.mark.parametrize("other", ["Value", "value"])
+def test_columns_that_parquet_cannot_tell_apart_are_named(tmp_path, other):
+    content = f"id,value,{other}\na,1,2\n"
+    with pytest.raises(InputError, match=f"the columns 'value' and '{other}' cannot be told apart in Parquet"):
+        split(tmp_path, content, suffix=".parquet")
+    assert split(tmp_path, content)[0] == {"a.csv": content}
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
