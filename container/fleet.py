@@ -13,7 +13,7 @@ import logging
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -132,6 +132,7 @@ class _Run:
         self._causes: dict[str, _Cause] = {}
         self._key_seconds = BATCH_SECONDS
         self._give_up: float | None = None
+        self._alive = time.monotonic()
         self.progress = Progress(len(files))
 
     def go(self) -> None:
@@ -178,6 +179,7 @@ class _Run:
         """Keeps the pool busy until the source is empty, the pool is broken or the job is to stop. Returns what a dead process had."""
         pending: dict[Future[Any], list[Item]] = {}
         lost: list[tuple[Item, BaseException]] = []
+        self._alive = time.monotonic()
         while True:
             while not self._stopping() and len(pending) < (1 if alone else self._ahead(pool)):
                 batch = list(islice(source, 1 if alone else self._batch_size()))
@@ -186,22 +188,46 @@ class _Run:
                 pending[pool.submit(fitting.run, batch)] = batch
             if not pending or self._out_of_time():
                 return lost
-            done, _ = wait(pending, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
             broken = None
-            for future in done:
+            for future in self._done(pool, pending):
                 batch = pending.pop(future)
                 try:
-                    self._take(*future.result())
+                    entries, seconds = self._result(future)
                 except pool.crashes as error:
                     lost += [(item, error) for item in batch]
                     broken = error if pool.is_broken else None
-                except CancelledError:
-                    raise TrainingError(f"the Dask scheduler {self._settings.dask_scheduler} is gone") from None
-                except StartupError as error:
-                    raise TrainingError(f"a process that fits cannot start: {error}") from None
+                else:
+                    self._take(entries, seconds)
             if broken:
                 return lost + [(item, broken) for batch in pending.values() for item in batch]
             self.progress.tell()
+
+    def _done(self, pool: Pool, pending: Iterable[Future[Any]]) -> set[Future[Any]]:
+        """What has ended, after a heartbeat at the latest. Raises TrainingError where nobody has been there for long who could end any."""
+        done, _ = wait(pending, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
+        if done or pool.width():
+            self._alive = time.monotonic()
+        elif time.monotonic() - self._alive > pools.SCHEDULER_SECONDS:
+            raise TrainingError(f"the Dask cluster {self._settings.dask_scheduler} has had no worker for {pools.SCHEDULER_SECONDS:g} s")
+        return done
+
+    def _result(self, future: Future[Any]) -> tuple[list[Entry], float]:
+        """Of a call. What it raises is no key's error: those are in the entries."""
+        scheduler = self._settings.dask_scheduler
+        try:
+            found: tuple[list[Entry], float] = future.result()
+        except CancelledError:
+            raise TrainingError(f"the Dask scheduler {scheduler} is gone") from None
+        except StartupError as error:
+            raise TrainingError(f"a process that fits cannot start: {error}") from None
+        except (ImportError, FileNotFoundError) as error:  # of a worker that came later: the first were asked
+            if not scheduler:
+                raise
+            raise TrainingError(
+                f"a Dask worker of {scheduler} cannot run this program ({error!r}): start workers from this image, "
+                "on the file system of this host"
+            ) from None
+        return found
 
     def _take(self, entries: list[Entry], seconds: float) -> None:
         self._key_seconds += 0.3 * (seconds / len(entries) - self._key_seconds)
@@ -248,7 +274,7 @@ class _Run:
 
     def _ahead(self, pool: Pool) -> int:
         """How many batches are on their way: one more for each process, so that none waits; where a fit takes long, none more."""
-        return pool.width() * (2 if self._key_seconds < 1 else 1)
+        return max(1, pool.width()) * (2 if self._key_seconds < 1 else 1)
 
     def _stopping(self) -> bool:
         if self._job.stopping() and self._give_up is None:

@@ -49,8 +49,8 @@ _shared: list[Any] = []
 @dataclass(frozen=True)
 class Pool:
     """Where functions are called. submit: as of an executor; the function's first argument is what all calls share, which each process is
-    given once. width: how many calls run at once, now. crashes: what a future raises whose process died; is_broken: whether the pool is
-    of no use after that. ending: how, of such an error; empty where nobody knows.
+    given once. width: how many calls run at once, now; 0 of a cluster that has lost its last worker. crashes: what a future raises whose
+    process died; is_broken: whether the pool is of no use after that. ending: how, of such an error; empty where nobody knows.
     """
 
     submit: Callable[..., Future[Any]]
@@ -137,7 +137,7 @@ def dask(scheduler: str, file: Path, shared: Any, patience: float = SCHEDULER_SE
         executor = client.get_executor(pure=False)
         yield Pool(
             lambda function, *arguments: executor.submit(pickle.loads, pickle.dumps(_Call(_with_file, (str(file), function, *arguments)))),
-            lambda: max(1, sum(client.nthreads().values())),
+            lambda: sum(client.nthreads().values()),
             (KilledWorker,),
             False,
         )

@@ -281,6 +281,41 @@ def test_a_host_without_keys_ends_well(base):
     assert (base / "model/manifest-algo-2.jsonl").read_text() == ""
 
 
+@pytest.fixture
+def cluster(base, monkeypatch):
+    """Returns a function that runs a job whose pool is a cluster of `width` workers, where each call ends as `error`, or never."""
+
+    def on(width, error=None):
+        @contextmanager
+        def dask(scheduler, file, shared):
+            def submit(function, batch):
+                future: Future = Future()
+                if error is not None:
+                    future.set_exception(error)
+                return future
+
+            yield Pool(submit, lambda: width, (Died,), False)
+
+        monkeypatch.setattr("container.pools.dask", dask)
+        monkeypatch.setenv("FLEET_DASK_SCHEDULER", "tcp://x:1")
+        assert run(base)[0] == 1
+        return (base / "output/failure").read_text()
+
+    return on
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'container'"), FileNotFoundError(2, "No such file", "/shared")])
+def test_a_dask_worker_that_comes_later_and_is_of_no_use_is_told_of(cluster, error):
+    failure = cluster(1, error)
+    assert failure.startswith(f"a Dask worker of tcp://x:1 cannot run this program ({error!r}): start workers from this image")
+
+
+def test_a_dask_cluster_without_workers_is_not_waited_for_without_end(cluster, monkeypatch):
+    monkeypatch.setattr(fleet, "HEARTBEAT", 0.01)
+    monkeypatch.setattr("container.pools.SCHEDULER_SECONDS", 0.05)
+    assert cluster(0).startswith("the Dask cluster tcp://x:1 has had no worker for 0.05 s")
+
+
 STOPS = fleets.SCRIPT.replace(
     "    slope =",
     """    if key == "c3":
