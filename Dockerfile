@@ -19,7 +19,7 @@ RUN python3 -m venv /opt/venv \
 # A pretrained spaCy pipeline, for example en_core_web_sm.
 ARG SPACY_MODEL=
 RUN if [ -n "$SPACY_MODEL" ]; then python3 -m spacy download "$SPACY_MODEL" --no-deps; fi
-# Debugging symbols, the libraries' own tests and the sources of compiled modules are 216 of 527 MB. Libraries in *.libs have been rewritten by the
+# Debugging symbols, the libraries' own tests and the sources of compiled modules are 257 of 676 MB. Libraries in *.libs have been rewritten by the
 # wheels' makers in a way that strip does not survive.
 RUN cd /opt/venv/lib/python3*/site-packages \
  && find . -type d -name tests -prune -exec rm -rf {} + \
