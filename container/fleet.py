@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 from container import bundles, fitting, pools, resources, shards, training
 from container.errors import StartupError
 from container.fitting import Fit, Work
-from container.manifest import Entry, Manifest
+from container.manifest import Entry, Manifest, ManifestError
 from container.pools import Pool
 from container.progress import Progress
 from container.settings import Settings
@@ -89,8 +89,8 @@ def train(
     its part. directory: by default job.checkpoint_dir, which the platform uploads while the job runs and restores after an interruption.
     The hyperparameter max_failed is the share of keys that may fail. With FLEET_DASK_SCHEDULER the fits run on that Dask cluster.
 
-    Raises TrainingError for input that cannot be used, for an inference script that could serve none of the models, and when more keys
-    fail than may, with the commonest causes.
+    Raises TrainingError for input that cannot be used, for an inference script that could serve none of the models, for a directory that
+    cannot be written to, and when more keys fail than may, with the commonest causes.
     """
     settings = settings or Settings.read()
     max_failed = _max_failed(job)
@@ -101,14 +101,16 @@ def train(
             "give it one with an S3Uri, or train with directory=job.model_dir",
             target,
         )
-    target.mkdir(parents=True, exist_ok=True)
     mark = bundles.mark(job.current_host)
-    swept = bundles.sweep(target, mark)
+    with _writing(target):
+        target.mkdir(parents=True, exist_ok=True)
+        swept = bundles.sweep(target, mark)
+        begun = bundles.now(target, mark)
     if swept:
         log.info("fleet: %d unfinished files of an earlier run were removed", swept)
-    work = Work.of(fit, job.script or _source(fit), job.hyperparameters, target, mark, bundles.now(target, mark))
+    work = Work.of(fit, job.script or _source(fit), job.hyperparameters, target, mark, begun)
     _refuse_unservable(work)
-    with shards.mine(job, channel, column, settings) as files, Manifest(target / _manifest_name(job)) as manifest:
+    with shards.mine(job, channel, column, settings) as files, _manifest(target / _manifest_name(job)) as manifest:
         run = _Run(job, settings, work, files, manifest, max_failed)
         try:
             run.go()
@@ -116,7 +118,8 @@ def train(
             run.progress.close()
     run.warn_of_failures()
     if manifest.path.parent != job.model_dir:
-        shutil.copy(manifest.path, job.model_dir)
+        with _writing(job.model_dir):
+            shutil.copy(manifest.path, job.model_dir)
     return run.summary()
 
 
@@ -300,6 +303,23 @@ def _max_failed(job: TrainingJob) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise TrainingError(f"the hyperparameter max_failed is {value!r}; accepted is a share of the keys, 0 to 1")
     return float(value)
+
+
+@contextmanager
+def _manifest(path: Path) -> Iterator[Manifest]:
+    try:
+        with Manifest(path) as manifest:
+            yield manifest
+    except ManifestError as error:
+        raise TrainingError(str(error)) from None
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(f"{directory} cannot be written to: {error.strerror or error}") from None
 
 
 def _refuse_unservable(work: Work) -> None:

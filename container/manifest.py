@@ -2,10 +2,15 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+
+class ManifestError(Exception):
+    """The manifest cannot be written, most often for a full disk; the message says where and why."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +34,24 @@ class Entry:
 class Manifest:
     """Takes entries while a fleet is trained, each written at once; at the end of the block there is one line a key, by key.
 
-    In memory are only the places of the lines, so that a hundred thousand keys need some ten megabytes.
+    In memory are only the places of the lines, so that a hundred thousand keys need some ten megabytes. Raises ManifestError where it
+    cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         """path: where it is, or will be. The lines of an earlier run stay until their key gets another; torn ones are dropped."""
         self.path = path
-        self._file = path.open("a+b")
         self._places: dict[str, int] = {}
+        with self._told():
+            self._file = path.open("a+b")
+            try:
+                self._find()
+            except OSError:
+                with suppress(OSError):
+                    self._file.close()
+                raise
+
+    def _find(self) -> None:
         self._file.seek(0)
         place = 0
         for line in self._file:
@@ -46,25 +61,37 @@ class Manifest:
             place += len(line)
         if place and not line.endswith(b"\n"):
             self._file.write(b"\n")
+            self._file.flush()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            self._sort()
-        finally:
-            self._file.close()
+            with self._told(), self._file:
+                self._sort()
+        except ManifestError:
+            if kind is None:  # else what has ended the block is told; the lines are there, in the order of their writing
+                raise
 
     def add(self, entry: Entry) -> None:
         """Writes what became of a key: it takes the place of what was known before."""
-        self._places[entry.key] = self._file.seek(0, 2)
-        self._file.write(json.dumps(asdict(entry)).encode() + b"\n")
-        self._file.flush()
+        with self._told():
+            self._places[entry.key] = self._file.seek(0, 2)
+            self._file.write(json.dumps(asdict(entry)).encode() + b"\n")
+            self._file.flush()
 
     def get(self, key: str) -> Entry | None:
         """What is known of a key; None if it is in no line."""
-        return _parsed(self._line(self._places[key])) if key in self._places else None
+        with self._told():  # a line that waits to be written is written first
+            return _parsed(self._line(self._places[key])) if key in self._places else None
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ManifestError(f"{self.path} cannot be written: {error.strerror or error}") from None
 
     def _line(self, place: int) -> bytes:
         self._file.seek(place)
@@ -73,9 +100,12 @@ class Manifest:
     def _sort(self) -> None:
         """One line a key, by key, written beside the old one, whose place it takes: a kill on the way leaves the old one."""
         unfinished = self.path.with_name(f".{self.path.name}")
-        with unfinished.open("wb") as file:
-            file.writelines(self._line(place) for _, place in sorted(self._places.items()))
-        unfinished.replace(self.path)
+        try:
+            with unfinished.open("wb") as file:
+                file.writelines(self._line(place) for _, place in sorted(self._places.items()))
+            unfinished.replace(self.path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Iterator[Entry]:

@@ -234,6 +234,22 @@ def test_max_failed_is_looked_at_before_anything_is_split(base):
     assert "max_failed is 2" in (base / "output/failure").read_text()
 
 
+def test_a_manifest_that_cannot_be_written_fails_the_job_with_its_name(base, monkeypatch):
+    def add(self, entry):
+        raise manifest.ManifestError(f"{self.path} cannot be written: No space left on device")
+
+    monkeypatch.setattr(manifest.Manifest, "add", add)
+    code, failure, _ = run(base)
+    assert code == 1
+    assert failure.startswith(f"{base}/checkpoints/manifest.jsonl cannot be written: No space left on device\n  at code/training.py")
+
+
+def test_a_directory_that_cannot_be_written_to_is_named(base):
+    code, failure, _ = run(base, fleets.SCRIPT.replace("job, fit", "job, fit, directory=job.model_dir / '../code/line.py'"))
+    assert code == 1
+    assert failure.startswith(f"{base}/model/../code/line.py cannot be written to: File exists")
+
+
 def test_a_process_that_dies_takes_only_the_guilty_key(base, pools, caplog):
     caplog.set_level("INFO")
     DEADLY.add("c9")

@@ -1,11 +1,13 @@
 """manifest.jsonl: one line a key at the end, whatever came before."""
 
 import json
+import resource
+from contextlib import contextmanager
 
 import pytest
 
 from container import manifest
-from container.manifest import Entry, Manifest
+from container.manifest import Entry, Manifest, ManifestError
 
 A, B = Entry("a", 0.5, 365, {"mae": 1.5}, "a.tar.gz", "f00"), Entry("b", rows=3, error="ValueError: no (x.py:1 in fit)")
 
@@ -46,6 +48,52 @@ def test_a_killed_run_leaves_what_it_had_written(tmp_path, torn):
         found.add(B)
         assert found.get("a") == A
     assert list(manifest.read(path)) == [A, B]
+
+
+@contextmanager
+def full_after(size):
+    """No file may grow beyond this; as a disk that is full, an error of each write and each flush."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_is_told_by_the_name_of_the_file(tmp_path):
+    path = tmp_path / "manifest.jsonl"
+    with Manifest(path) as found:
+        found.add(B)
+        with full_after(path.stat().st_size + 9):
+            for call in (lambda: found.add(A), lambda: found.get("b")):
+                with pytest.raises(ManifestError, match=rf"{path} cannot be written: File too large"):
+                    call()
+
+
+def test_a_disk_that_is_full_in_the_beginning_is_told(tmp_path):
+    path = tmp_path / "manifest.jsonl"
+    path.write_text('{"key": "b"')
+    with full_after(11), pytest.raises(ManifestError, match="cannot be written"):
+        Manifest(path)
+
+
+def test_a_disk_that_is_full_in_the_end_leaves_the_lines(tmp_path):
+    path = tmp_path / "manifest.jsonl"
+    found = Manifest(path)
+    found.add(B)
+    found.add(A)
+    with full_after(20), pytest.raises(ManifestError):
+        found.__exit__(None, None, None)
+    assert list(manifest.read(path)) == [B, A]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_does_not_hide_what_has_ended_the_block(tmp_path):
+    found = Manifest(tmp_path / "manifest.jsonl")
+    found.add(A)
+    with full_after(20):
+        found.__exit__(ValueError, ValueError(), None)
 
 
 def test_it_is_sorted_when_a_run_fails_too(tmp_path):
