@@ -172,7 +172,7 @@ def _fit(work: Work, fit: Fit, key: str, data: pd.DataFrame) -> tuple[Any, dict[
             f"fit returned {type(model).__name__}, which has no predict, and there is no {INFERENCE_SCRIPT} beside the training script "
             "that could serve it"
         )
-    return model, {str(name): _number(name, value) for name, value in metrics.items()}, round(seconds, 6)
+    return model, {_name(name): _number(name, value) for name, value in metrics.items()}, round(seconds, 6)
 
 
 def table(path: Path, content: bytes) -> pd.DataFrame:
@@ -192,6 +192,14 @@ def table(path: Path, content: bytes) -> pd.DataFrame:
         except pd.errors.ParserWarning:
             raise ValueError(f"{path.name} has rows of more fields than its header; accepted are as many, or fewer") from None
     return rows
+
+
+def _name(name: object) -> str:
+    """Of a metric: the log says `fleet:NAME=3;`, in which a MetricDefinitions regex finds what stands there."""
+    text = str(name)
+    if not text.isprintable() or "=" in text or ";" in text:
+        raise ValueError(f"fit returned a metric of the name {text[:50]!r}; accepted are printable characters without = and ;")
+    return text
 
 
 def _number(name: object, value: object) -> float | None:

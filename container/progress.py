@@ -26,7 +26,7 @@ class Progress:
         self.total, self.made, self.found, self.failed = total, 0, 0, 0
         self._clock, self._every, self._begin = clock, every, clock()
         self._told = self._begin
-        self._sums: Counter[str] = Counter()
+        self._means: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
         self._bar = _bar(total) if (sys.stderr.isatty() if terminal is None else terminal) else None
 
@@ -41,7 +41,7 @@ class Progress:
     @property
     def metrics(self) -> dict[str, float]:
         """Name -> mean of what fit returned, over the keys that have a finite one."""
-        return {name: self._sums[name] / count for name, count in sorted(self._counts.items())}
+        return dict(sorted(self._means.items()))
 
     def add(self, entry: Entry) -> None:
         """One more key."""
@@ -53,8 +53,9 @@ class Progress:
             self.made += 1
         for name, value in entry.metrics.items():
             if value is not None:
-                self._sums[name] += value  # type: ignore[assignment]  # Counter's are whole numbers to mypy alone
                 self._counts[name] += 1
+                mean, count = self._means.get(name, 0.0), self._counts[name]
+                self._means[name] = mean + (value / count - mean / count)  # a sum of finite numbers need not be one
         if self._bar is not None:
             self._bar.set_postfix_str(f"{self.failed} failed" if self.failed else "", refresh=False)
             self._bar.update()

@@ -147,6 +147,11 @@ def raising(error: BaseException):
         (lambda key, data, hyperparameters: None, "TypeError: fit returned None; a model was expected"),
         (lambda key, data, hyperparameters: {"a": 1}, "TypeError: fit returned dict, which has no predict, and there is no inference.py"),
         (lambda key, data, hyperparameters: (Model(), {"mae": "low"}), "TypeError: fit returned 'low' as metric 'mae'; a number"),
+        (
+            lambda key, data, hyperparameters: (Model(), {"x\nfleet:mae": 1}),
+            r"ValueError: fit returned a metric of the name 'x\nfleet:mae'; acc",
+        ),
+        (lambda key, data, hyperparameters: (Model(), {"x=0;": 1}), "ValueError: fit returned a metric of the name 'x=0;'; accepted are"),
         (lambda key: None, "TypeError: "),
     ],
 )

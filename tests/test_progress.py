@@ -58,6 +58,23 @@ def test_metrics_fit_the_regex_of_a_metric_definition(clock):
     assert re.findall(r"fleet:mae=([0-9.e+-]+)", text) == ["1.5"]
 
 
+@pytest.mark.parametrize(
+    ("values", "mean"),
+    [
+        ([1e308] * 3, 1e308),
+        ([1e308, -1e308], 0.0),
+        ([1.7e308, -1.7e308, -1.7e308, 1.7e308], 0.0),
+        ([0.25] * 7, 0.25),
+        ([1.0, 2.0, 6.0], 3.0),
+    ],
+)
+def test_a_mean_of_finite_numbers_is_finite(clock, values, mean):
+    found = progress(clock)
+    for value in values:
+        found.add(made(mae=value))
+    assert found.metrics == {"mae": pytest.approx(mean)}
+
+
 def test_a_line_every_ten_seconds_and_one_at_the_end(clock, caplog, capsys):
     caplog.set_level("INFO")
     found = progress(clock)
