@@ -255,7 +255,7 @@ def _read(file: str) -> Any:
 def _adapt(parent: int, shared: Any, variables: Mapping[str, str], threads: int) -> None:
     """In a forked process: its share of the BLAS threads, no handlers but its own, and memory that stays shared."""
     _begin(parent, shared)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python ends the others by it where one has died
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # by the job's own handler a fit's alarm would end the job
     if variables:
         adopt(variables)
         threadpoolctl.threadpool_limits(threads)
@@ -269,5 +269,12 @@ def _begin(parent: int, shared: Any) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    own = os.getpid()
+
+    def leave(number: int, _frame: object) -> None:
+        if os.getpid() != own:  # a process that a fit has forked
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)  # SIG_IGN would be inherited by all that a fit starts, and nothing could end it

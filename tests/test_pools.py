@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 
 PROGRAM = """
-import json, os, subprocess, sys, time
+import json, multiprocessing, os, signal, subprocess, sys, time
 from container import pools, preload, resources
 from container.settings import Settings
 
@@ -47,20 +48,44 @@ def pause(shared, seconds):
     time.sleep(seconds)
 
 def grandchild(shared):
-    return subprocess.Popen(["sleep", "600"]).pid
+    nowhere = subprocess.DEVNULL  # so that the end of the program's own output is seen
+    return subprocess.Popen(["sleep", "600"], stdout=nowhere, stderr=nowhere).pid
+
+def signalled(shared):
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(os.getpid(), number)
+    return os.getpid()
+
+def ended(shared):
+    program = subprocess.Popen(["sleep", "5"])
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(5,))
+    child.start()
+    program.terminate()
+    child.terminate()
+    child.join()
+    return program.wait(), child.exitcode
+
+def alarm(shared):
+    signal.alarm(1)
+    time.sleep(3)
 
 found = {"pid": os.getpid()}
+signal.signal(signal.SIGALRM, lambda number, frame: None)  # as a job has one
 with pool_of(1) as pool:
     found["width"] = pool.width()
     found["environment"] = pool.submit(environment).result()
     found["child"] = pool.submit(pid).result()
     found["grandchild"] = pool.submit(grandchild).result()
     found["pickled"] = Shared.pickled
+    found["signalled"] = pool.submit(signalled).result()
+    found["ended"] = pool.submit(ended).result()
 with pool_of(2) as pool:
     found["other"] = pool.submit(pid).result()
     crash = pool.submit(leave, 3).exception()
     found["crash"] = isinstance(crash, pool.crashes) and pool.is_broken
     found["ending"] = pool.ending(crash)
+with pool_of(2) as pool:
+    found["alarm"] = pool.ending(pool.submit(alarm).exception())
 print(json.dumps(found), flush=True)
 with pool_of(2) as pool:
     print(pool.submit(pid).result(), flush=True)
@@ -94,6 +119,18 @@ def test_what_calls_share_goes_to_a_process_once(told):
 def test_a_process_that_dies_is_a_crash(told):
     assert told["crash"]
     assert told["ending"] == "EXIT(3)"
+
+
+def test_a_signal_to_the_group_leaves_a_fit_alone(told):
+    assert told["signalled"] == told["child"]
+
+
+def test_a_fit_can_end_what_it_has_started(told):
+    assert told["ended"] == [-signal.SIGTERM, -signal.SIGTERM]
+
+
+def test_a_fits_alarm_is_its_own(told):
+    assert told["alarm"] == "SIGALRM(-14)"
 
 
 @pytest.mark.parametrize("who", ["child", "grandchild", "other", "last"])
