@@ -16,7 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ PAUSE = 0.1
 
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl(2)."""
+
+GROUPS = (signal.SIGTERM, signal.SIGINT)
+"""Signals that may be sent to a whole group of processes, and are for the first of them."""
 
 _shared: list[Any] = []
 """In a process of a local pool: the one thing that all its calls share."""
@@ -269,12 +272,18 @@ def _begin(parent: int, shared: Any) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    own = os.getpid()
+    for number in GROUPS:
+        signal.signal(number, lambda number, frame: None)  # a program that a fit starts has the default again; SIG_IGN would stay
+    block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, GROUPS)  # Python forgets what comes before a forked process is ready
+    os.register_at_fork(before=block, after_in_parent=_unblock, after_in_child=_obey)
 
-    def leave(number: int, _frame: object) -> None:
-        if os.getpid() != own:  # a process that a fit has forked
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, leave)  # SIG_IGN would be inherited by all that a fit starts, and nothing could end it
+def _obey() -> None:
+    """In a process that a fit has forked: what would end it ends it."""
+    for number in GROUPS:
+        signal.signal(number, signal.SIG_DFL)
+    _unblock()
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUPS)
