@@ -184,6 +184,13 @@ def test_a_bad_row_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsys, 
     assert f"{source}, line 4: {why}: {summary.first_bad[0].text!r}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("field", [b"x" * 200_000, b'"%s, y"' % (b"x" * 200_000)])
+def test_a_bad_row_may_be_long(tmp_path, field):
+    source = write(tmp_path / "in.csv", b"id,v\na,1\n,%s,\r\n" % field)
+    summary = prepare.split(source, tmp_path / "out", "id", max_bad=0.5)
+    assert [bad.why for bad in summary.first_bad] == ["3 columns instead of 2"]
+
+
 def test_many_bad_keys_are_named_by_line_and_not_kept(tmp_path):
     pieces = Pieces(tmp_path, ".csv", b"id\n", limit=1 << 20)
     fields = [(b"" if number % 2 else b"x" * 300 + str(number).encode()) for number in range(1000)]
