@@ -13,7 +13,7 @@ from pathlib import Path
 from container import keys, prepare, rows
 from container.prepare import SUFFIXES
 from container.settings import Settings
-from container.training_job import Channel, TrainingError, TrainingJob
+from container.training_job import Channel, TrainingError, TrainingJob, is_hidden
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,8 @@ def _got_nothing(channel: Channel) -> bool:
     """Whether the platform gave this host of several no file at all, beside such as _SUCCESS: others have them, and it is no error."""
     if not is_split_by_platform(channel) or channel.mode == "Pipe":
         return False
-    return not any(path.is_file() and not path.name.startswith((".", "_")) for path in channel.directory.rglob("*"))
+    seen = (path for path in channel.directory.rglob("*") if path.is_file() and not is_hidden(path, channel.directory))
+    return not any(prepare.suffix_of(path) or not path.name.startswith("_") for path in seen)  # _z.csv is the key _z's
 
 
 def part(found: Mapping[str, Path], job: TrainingJob) -> dict[str, Path]:

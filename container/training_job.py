@@ -59,7 +59,7 @@ class Channel:
 
     def files(self, pattern: str = "*") -> list[Path]:
         """The channel's files, those in its directories too, by path; hidden ones are left out. Raises TrainingError if there are none."""
-        found = sorted(path for path in self.path.rglob(pattern) if path.is_file() and not path.name.startswith("."))
+        found = sorted(path for path in self.path.rglob(pattern) if path.is_file() and not is_hidden(path, self.path))
         if not found:
             there = ", ".join(sorted(path.name for path in self.path.iterdir())[:10])
             raise TrainingError(f"channel {self.name!r} has no file {pattern!r}: {self.path} {f'holds {there}' if there else 'is empty'}")
@@ -167,6 +167,11 @@ def read(settings: Settings) -> TrainingJob:
         output_data_dir=settings.output_data_dir,
         keeps_checkpoints=settings.checkpoint_dir.is_dir(),
     )
+
+
+def is_hidden(path: Path, directory: Path) -> bool:
+    """Whether its name begins with a dot, or that of a directory on the way to it: notebooks keep copies in .ipynb_checkpoints."""
+    return any(part.startswith(".") for part in path.relative_to(directory).parts)
 
 
 def _channels(settings: Settings) -> Iterator[Channel]:

@@ -89,7 +89,12 @@ def test_what_the_platform_has_split_is_this_hosts(tmp_path):
     assert list(mine(job(tmp_path, "algo-2", HOSTS, "ShardedByS3Key"))) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("names", [[], ["_SUCCESS"], [".hidden"]])
+def test_the_file_of_a_key_that_begins_with_an_underscore_is_this_hosts(tmp_path):
+    write(tmp_path, "_z.csv", "_SUCCESS")
+    assert list(mine(job(tmp_path, "algo-2", HOSTS, "ShardedByS3Key"))) == ["_z"]
+
+
+@pytest.mark.parametrize("names", [[], ["_SUCCESS"], [".hidden"], [".ipynb_checkpoints/a.csv"]])
 def test_a_host_for_which_no_file_is_left_has_no_keys(tmp_path, caplog, names):
     write(tmp_path, *names)
     assert mine(job(tmp_path, "algo-2", HOSTS, "ShardedByS3Key")) == {}

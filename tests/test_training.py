@@ -114,7 +114,7 @@ def test_what_the_platform_would_not_write_is_refused_by_name(base, files, messa
 def channels(base):
     modes = {"file": "File", "fast": "FastFile", "empty": "File", "pipe": "Pipe", "gone": "File"}
     configure(base, inputdataconfig={name: {"TrainingInputMode": mode} for name, mode in modes.items()})
-    for path in ("file/a.csv", "file/deep/b.csv", "file/.hidden", "fast/c.jsonl"):
+    for path in ("file/a.csv", "file/deep/b.csv", "file/.hidden", "file/.ipynb_checkpoints/a.csv", "fast/c.jsonl"):
         write(base, f"input/data/{path}", "x")
     (base / "input/data/empty").mkdir()
     return training_job.read(Settings(base_dir=base))
