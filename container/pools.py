@@ -10,11 +10,12 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from multiprocessing.process import BaseProcess
@@ -28,7 +29,7 @@ from joblib.externals.loky import process_executor
 from container import preload
 from container.events import signal_name
 from container.resources import Plan
-from container.settings import Settings, adopt
+from container.settings import THREAD_VARIABLES, Settings, adopt
 from container.training_job import TrainingError
 
 log = logging.getLogger(__name__)
@@ -63,23 +64,28 @@ class Pool:
     ending: Callable[[BaseException], str] = lambda error: ""
 
 
-def local(plan: Plan, settings: Settings, shared: Any) -> AbstractContextManager[Pool]:
+@contextmanager
+def local(plan: Plan, settings: Settings, shared: Any) -> Iterator[Pool]:
     """Processes of this host, as many as the plan has workers, with its BLAS threads each. They die with this one.
 
-    Forked, they have what is imported here; where a fork would lose something they start anew, and one line says why.
+    Forked, they have what is imported here; where a fork would lose something they start anew, and one line says why. Their temporary
+    directory ends with the pool: they are killed, so that no library cleans up after itself.
     """
     reason = preload.lost_in_a_fork()
-    if reason is None:
-        return forked(plan, settings, shared)
-    log.info("fleet: processes start anew, and import what they need: %s", reason)
-    return started(plan, settings, shared)
+    if reason is not None:
+        log.info("fleet: processes start anew, and import what they need: %s", reason)
+    with (
+        tempfile.TemporaryDirectory(prefix="fleet-", ignore_cleanup_errors=True) as scratch,
+        (forked if reason is None else started)(plan, {**plan.thread_environment(settings), "TMPDIR": scratch}, shared) as pool,
+    ):
+        yield pool
 
 
 @contextmanager
-def forked(plan: Plan, settings: Settings, shared: Any) -> Iterator[Pool]:
+def forked(plan: Plan, variables: Mapping[str, str], shared: Any) -> Iterator[Pool]:
     """The pool of Python's own library. Before the first call nothing is forked, and then all: what is shared is not even pickled."""
     before = set(multiprocessing.active_children())
-    initial = (os.getpid(), shared, plan.thread_environment(settings), plan.threads)
+    initial = (os.getpid(), shared, variables, plan.threads)
     executor = ProcessPoolExecutor(plan.workers, multiprocessing.get_context("fork"), _adapt, initial)
     children: set[BaseProcess] = set()
 
@@ -97,10 +103,9 @@ def forked(plan: Plan, settings: Settings, shared: Any) -> Iterator[Pool]:
 
 
 @contextmanager
-def started(plan: Plan, settings: Settings, shared: Any) -> Iterator[Pool]:
+def started(plan: Plan, variables: Mapping[str, str], shared: Any) -> Iterator[Pool]:
     """loky's pool: processes of programs of their own."""
     process_executor.kill_process_tree = _end  # loky's own hangs where there is neither psutil nor pgrep, as in the image
-    variables = plan.thread_environment(settings)
     executor = loky.ProcessPoolExecutor(plan.workers, initializer=_begin, initargs=(os.getpid(), shared), env=variables)
     try:
         yield Pool(
@@ -259,8 +264,9 @@ def _adapt(parent: int, shared: Any, variables: Mapping[str, str], threads: int)
     """In a forked process: its share of the BLAS threads, no handlers but its own, and memory that stays shared."""
     _begin(parent, shared)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # by the job's own handler a fit's alarm would end the job
-    if variables:
-        adopt(variables)
+    adopt(variables)
+    tempfile.tempdir = None  # it is looked up anew
+    if variables.keys() & THREAD_VARIABLES:
         threadpoolctl.threadpool_limits(threads)
     gc.freeze()
 

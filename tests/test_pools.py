@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from container import pools
+from container.settings import environment
 from container.training_job import TrainingError
 from tests.waiting import until
 
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 PROGRAM = """
-import json, multiprocessing, os, signal, subprocess, sys, time
+import json, multiprocessing, os, signal, subprocess, sys, tempfile, time
 from container import pools, preload, resources
 from container.settings import Settings
 
@@ -65,6 +66,9 @@ def ended(shared):
     child.join()
     return program.wait(), child.exitcode
 
+def temporary(shared):
+    return tempfile.mkdtemp(), os.environ["TMPDIR"]
+
 def alarm(shared):
     signal.alarm(1)
     time.sleep(3)
@@ -79,6 +83,7 @@ with pool_of(1) as pool:
     found["pickled"] = Shared.pickled
     found["signalled"] = pool.submit(signalled).result()
     found["ended"] = pool.submit(ended).result()
+    found["temporary"] = pool.submit(temporary).result()
 with pool_of(2) as pool:
     found["other"] = pool.submit(pid).result()
     crash = pool.submit(leave, 3).exception()
@@ -95,16 +100,19 @@ with pool_of(2) as pool:
 
 
 @pytest.fixture(scope="module", params=["forked", "started"])
-def told(request):
+def told(request, tmp_path_factory):
     """What the program told, and the pids of it and of the process that its last fit is in; it has been killed meanwhile."""
     command = [sys.executable, "-c", PROGRAM, request.param]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    place = tmp_path_factory.mktemp("tmp")
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(TMPDIR=str(place)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         first, second = process.stdout.readline(), process.stdout.readline()
         process.kill()
         assert first, process.stderr.read()
-    return {**json.loads(first), "kind": request.param, "last": int(second)}
+    return {**json.loads(first), "kind": request.param, "last": int(second), "place": place}
 
 
 def test_processes_have_the_plans_threads(told):
@@ -119,6 +127,13 @@ def test_what_calls_share_goes_to_a_process_once(told):
 def test_a_process_that_dies_is_a_crash(told):
     assert told["crash"]
     assert told["ending"] == "EXIT(3)"
+
+
+def test_what_is_temporary_in_a_process_ends_with_the_pool(told):
+    made, directory = map(Path, told["temporary"])
+    assert made.parent == directory
+    assert directory.parent == told["place"]
+    assert not directory.exists()
 
 
 def test_a_signal_to_the_group_leaves_a_fit_alone(told):
