@@ -125,11 +125,9 @@ def _split(channel: Channel, column: str, directory: Path) -> dict[str, Path]:
 
 def _key(path: Path, suffix: str) -> str:
     try:
-        key = keys.key(path.name[: -len(suffix)])
-        keys.file_name(key)
+        return keys.key(path.name[: -len(suffix)])
     except ValueError as error:
         raise TrainingError(f"{path} is for no key: {error}") from None
-    return key
 
 
 def _number(key: str) -> int:

@@ -168,6 +168,14 @@ def test_what_ends_the_job_is_no_keys_error(one, error):
         one(raising(error))
 
 
+def test_a_key_that_no_file_name_can_hold_fails_alone(tmp_path):
+    (tmp_path / "long.csv").write_text("x\n1\n")
+    work = Work.of(lambda key, data, hyperparameters: Model(), None, {}, tmp_path, ".algo-1-")
+    entries, _ = fitting.run(work, [("株" * 23, tmp_path / "long.csv"), ("b", tmp_path / "long.csv")])
+    assert [entry.error is None for entry in entries] == [False, True]
+    assert "makes a file name of 207 bytes; accepted are 200" in str(entries[0].error)
+
+
 @pytest.mark.parametrize(("text", "error"), [("", "EmptyDataError: "), (None, "FileNotFoundError: "), ('x,y\n"1,2\n', "ParserError: ")])
 def test_input_that_cannot_be_read_is_the_keys_error(one, text, error):
     entry = one(lambda key, data, hyperparameters: Model(), text)

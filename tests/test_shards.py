@@ -64,7 +64,6 @@ def test_keys_are_sorted_and_other_files_are_left_out(tmp_path, caplog):
         (["x/a.csv", "y/a.csv"], "two files are for the key 'a'"),
         (["a.txt"], r"no file ends in \.csv, \.csv\.gz, \.parquet, one for each key; there are a\.txt"),
         (["%FF.csv"], "is for no key"),
-        ([f"{'%20' * 80}.csv"], "is for no key"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, names, message):
