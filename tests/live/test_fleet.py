@@ -45,7 +45,9 @@ SLOW = fleets.SCRIPT.replace(
 def train(base: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
     """`train` in a session of its own; its output goes to base/log. Nothing of it lives after the block."""
     command = [sys.executable, str(ROOT / "train")]
-    environ = environment(SAGEMAKER_BASE_DIR=str(base), SAGEMAKER_MODEL_SERVER_WORKERS="2", **variables)
+    scratch = base / "tmp"  # what a killed job leaves ends with the test
+    scratch.mkdir(exist_ok=True)
+    environ = environment(SAGEMAKER_BASE_DIR=str(base), SAGEMAKER_MODEL_SERVER_WORKERS="2", TMPDIR=str(scratch), **variables)
     with (base / "log").open("ab") as log:
         process = subprocess.Popen(command, env=environ, stdout=log, stderr=log, cwd="/", start_new_session=True)
     try:
