@@ -2,7 +2,8 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flask
@@ -26,7 +27,12 @@ UNBUFFERED = ("X-Accel-Buffering", "no")
 
 
 class Front(flask.Flask):
-    """A Flask application as its worker process needs it: what is counted, and what there is to do before it is ready."""
+    """A Flask application as its worker process needs it: what is counted, and what there is to do before it is ready.
+
+    elsewhere: path -> methods that never arrive here, because somebody else answers them; a client may ask for them all the same.
+    """
+
+    elsewhere: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     def __init__(self) -> None:
         super().__init__("berth", static_folder=None)
@@ -66,10 +72,20 @@ class Front(flask.Flask):
     def _http_error(self, error: HTTPException) -> flask.Response:
         status = error.code or 500
         self.counters.count(status)
-        response = http(error_response(status, _explain(error), flask.request.headers.get("X-Request-Id", "")))
         if isinstance(error, MethodNotAllowed):
-            response.allow.update(error.valid_methods or ())
+            error.valid_methods = {*(error.valid_methods or ()), *self.elsewhere.get(flask.request.path, ())}
+        response = http(error_response(status, self._explain(error), flask.request.headers.get("X-Request-Id", "")))
+        if isinstance(error, MethodNotAllowed):
+            response.allow.update(error.valid_methods)
         return response
+
+    def _explain(self, error: HTTPException) -> str:
+        path, method = flask.request.path, flask.request.method
+        if isinstance(error, NotFound):
+            return f"there is no {path}: accepted are {', '.join(_calls(self))}"
+        if isinstance(error, MethodNotAllowed):
+            return f"{path} does not take {method}: accepted is {' or '.join(sorted(error.valid_methods or ()))}"
+        return error.description or error.name
 
 
 class Endpoint:
@@ -212,19 +228,9 @@ def _closed(connection: Any) -> bool:
         return True
 
 
-def _calls(application: flask.Flask) -> list[str]:
+def _calls(application: Front) -> list[str]:
     """What a client may ask for, as 'POST /models'; a path that begins with an underscore is no client's."""
     rules = [rule for rule in application.url_map.iter_rules() if not rule.rule.startswith("/_")]
     shown = [(rule.rule.replace("<name:name>", "NAME"), sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})) for rule in rules]
-    if any(path == "/models" for path, _ in shown):
-        shown.append(("/models", ["GET"]))  # the supervisor answers it
+    shown += [(path, list(methods)) for path, methods in application.elsewhere.items()]
     return [f"{' or '.join(methods)} {path}" for path, methods in sorted(shown)]
-
-
-def _explain(error: HTTPException) -> str:
-    path, method = flask.request.path, flask.request.method
-    if isinstance(error, NotFound):
-        return f"there is no {path}: accepted are {', '.join(_calls(flask.current_app))}"
-    if isinstance(error, MethodNotAllowed):
-        return f"{path} does not take {method}: accepted is {' or '.join(sorted(error.valid_methods or ()))}"
-    return error.description or error.name

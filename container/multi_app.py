@@ -10,6 +10,7 @@ import json
 import logging
 import mmap
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -43,6 +44,7 @@ class MultiApp(Front):
     """The application of one shard."""
 
     models: Models
+    elsewhere = MappingProxyType({"/models": ("GET",)})  # the supervisor's
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()

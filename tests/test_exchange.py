@@ -114,9 +114,13 @@ def test_a_front_by_itself_is_ready_and_has_nothing_to_do():
     assert front.test_client().get("/ping").json == {"status": "ready"}
 
 
-def test_what_is_accepted_names_the_supervisors_list_where_there_are_many_models():
+def test_what_is_accepted_names_what_others_answer():
     one, many = Front(), Front()
     many.add_url_rule("/models", view_func=lambda: "", methods=["POST"])
+    many.elsewhere = {"/models": ("GET",)}
+    refused = many.test_client().put("/models")
+    assert (refused.status_code, set(refused.allow)) == (405, {"GET", "OPTIONS", "POST"})
+    assert json.loads(refused.data)["message"] == "/models does not take PUT: accepted is GET or OPTIONS or POST"
     said = [json.loads(front.test_client().post("/invocations").data)["message"] for front in (one, many)]
     assert said == [
         "there is no /invocations: accepted are GET or POST /ping",

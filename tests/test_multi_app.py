@@ -445,7 +445,7 @@ def test_other_paths_and_methods(stack, method, path, status):
     answer = stack(1).apps[0].test_client().open(path, method=method, headers=CSV)
     assert answer.status_code == status
     if status == 404:
-        calls = "POST /models, DELETE /models/NAME, GET /models/NAME, POST /models/NAME/invoke"
+        calls = "GET /models, POST /models, DELETE /models/NAME, GET /models/NAME, POST /models/NAME/invoke"
         assert all(call in answer.json["message"] for call in calls.split(", "))
         assert "_load" not in answer.json["message"]
 

@@ -5,6 +5,7 @@ import json
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -80,8 +81,20 @@ def test_a_token_of_the_last_page_and_beyond(models):
     assert json.loads(ask({"next_page_token": base64.urlsafe_b64encode(b"z").decode()}, "")[2]) == {"models": []}
 
 
+@contextmanager
+def listening(source, directory):
+    """A program that serves until its input ends; in a process of its own, for the thread that answers has no end."""
+    with subprocess.Popen(
+        (sys.executable, "-c", source, str(directory)), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"listens\n"
+        yield
+        server.communicate(timeout=10)
+    assert server.returncode == 0
+
+
 def test_what_is_served_on_the_socket(tmp_path):
-    """In a process of its own, for the thread that answers has no end."""
     (tmp_path / "metrics").mkdir()
     Counters.of_worker(tmp_path / "metrics", 0, 1).count(200)
     address = tmp_path / "status.sock"
@@ -90,9 +103,7 @@ def test_what_is_served_on_the_socket(tmp_path):
         "answers = {'/metrics': status.metrics_of(here / 'metrics'), '/models': status.models_of(here)}\n"
         "status.serve(here / 'status.sock', answers)\nprint('listens', flush=True)\nsys.stdin.read()\n"
     )
-    with subprocess.Popen((sys.executable, "-c", source, str(tmp_path)), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
-        assert server.stdout is not None
-        assert server.stdout.readline() == b"listens\n"
+    with listening(source, tmp_path):
         assert address.stat().st_mode & 0o777 == 0o666
         for _ in range(2):
             head, body = get(address, "/metrics")
@@ -103,8 +114,6 @@ def test_what_is_served_on_the_socket(tmp_path):
         assert head.startswith(b"HTTP/1.0 400 Bad Request\r\nContent-Type: application/json")
         assert json.loads(body)["request_id"] == "request-7"
         assert json.loads(get(address, "/models?limit=5")[1]) == {"models": []}
-        server.communicate(timeout=10)
-    assert server.returncode == 0
 
 
 def test_without_another_thread_the_list_is_served_all_the_same(tmp_path):
@@ -115,12 +124,9 @@ def test_without_another_thread_the_list_is_served_all_the_same(tmp_path):
         'def start(thread): raise RuntimeError("can\'t start new thread")\n'
         "threading.Thread.start = start\nprint('listens', flush=True)\nsys.stdin.read()\n"
     )
-    with subprocess.Popen((sys.executable, "-c", source, str(tmp_path)), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
-        assert server.stdout is not None
-        assert server.stdout.readline() == b"listens\n"
+    with listening(source, tmp_path):
         for _ in range(2):
             assert json.loads(get(address, "/models")[1]) == {"models": []}
-        server.communicate(timeout=10)
 
 
 def get(address, target):
