@@ -72,6 +72,13 @@ def predict_fn(data, model): return [os.getpid()]
 """
 """The second process that loads it dies of it."""
 
+STARTS = """
+import subprocess, sys
+def model_fn(model_dir): return None
+def predict_fn(data, model): subprocess.run([sys.executable, "-c", "x = [b'1' * (1 << 20) for _ in range(2000)]"], check=True)
+"""
+"""Starts a program that takes more memory than there is."""
+
 TOO_DEEP = "def model_fn(model_dir): return {}[model_dir]\n"
 EXITS = "import os\ndef model_fn(model_dir): os._exit(3)\n"
 
@@ -630,6 +637,27 @@ def test_21_loads_at_once_that_do_not_fit_hurt_nobody(serve_many):
     assert endpoint.names() == [*fitted, "small"]
     assert [endpoint.invoke(name).json() for name in fitted] == [[90]] * len(fitted)
     assert endpoint.server.pids("worker") == running
+
+
+@in_docker
+def test_where_memory_is_short_the_parent_of_all_shards_is_not_taken(serve_many):
+    """It counts what it shares with them: where little is left, it is larger than the program that takes it."""
+    endpoint = serve_many(docker=["--memory", "300m", "--memory-swap", "300m"])
+    endpoint.plain("small", 1)
+    endpoint.scripted("starts", STARTS)
+    endpoint.load_all(["small", "starts"])
+    for number in range(30):
+        endpoint.scripted(f"filler-{number}", HOG.format(megabytes=10))
+        if endpoint.load(f"filler-{number}").status == 507:
+            break
+    else:
+        raise AssertionError("300 MB of models fit into 300 MB")
+    kills = int(endpoint.server.inside(OOM_KILLS))
+    for _ in range(2):
+        assert endpoint.invoke("starts").is_error
+        until(lambda: endpoint.invoke("small").status == 200, 20, "an answer of another model")
+    assert int(endpoint.server.inside(OOM_KILLS)) > kills
+    assert endpoint.server.ended() is None
 
 
 @in_docker
